@@ -1,0 +1,3 @@
+//! The Scumble viewer.
+
+fn main() {}

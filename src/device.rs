@@ -1,0 +1,139 @@
+//! Where tensors live and in which precision they are computed.
+
+use std::{fmt, str::FromStr};
+
+use candle_core::{DType, Device};
+
+use crate::error::{Error, Result};
+
+/// What the user asked for with `--device`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeviceChoice {
+    /// CUDA, then Metal, where this binary was built with them and a card answers; else the CPU.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// An NVIDIA card by index.
+    Cuda(usize),
+    /// An Apple GPU by index.
+    Metal(usize),
+}
+
+impl DeviceChoice {
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// If a card was named and this binary lacks its back-end, or no such card answers. `Auto` never fails.
+    pub fn open(self) -> Result<Device> {
+        match self {
+            Self::Cpu => Ok(Device::Cpu),
+            Self::Cuda(index) => Device::new_cuda(index)
+                .map_err(|e| unavailable(&format!("cuda device {index}"), "cuda", &e)),
+            Self::Metal(index) => Device::new_metal(index)
+                .map_err(|e| unavailable(&format!("metal device {index}"), "metal", &e)),
+            Self::Auto => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+        }
+    }
+}
+
+fn unavailable(what: &str, feature: &str, source: &candle_core::Error) -> Error {
+    let reason = source.to_string();
+    let first_line = reason.lines().next().unwrap_or_default();
+    Error::invalid(format!("{what} is not available: {first_line}")).with_hint(format!(
+        "build with `--features {feature}` on a machine with such a card, or use `--device cpu`"
+    ))
+}
+
+impl FromStr for DeviceChoice {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let (name, index) = s.split_once(':').unwrap_or((s, "0"));
+        let index = || {
+            index.parse().map_err(|_| Error::invalid(format!("device index must be a number, found `{index}`")))
+        };
+        match name {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(index()?)),
+            "metal" => Ok(Self::Metal(index()?)),
+            _ => Err(Error::unknown("device", s, ["auto", "cpu", "cuda", "cuda:0", "metal"])),
+        }
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Cpu => write!(f, "cpu"),
+            Self::Cuda(i) => write!(f, "cuda:{i}"),
+            Self::Metal(i) => write!(f, "metal:{i}"),
+        }
+    }
+}
+
+/// What the user asked for with `--dtype`: the precision base weights and activations are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// bf16 on CUDA, f16 on Metal, f32 on the CPU.
+    #[default]
+    Auto,
+    /// 32-bit floats.
+    F32,
+    /// 16-bit IEEE floats.
+    F16,
+    /// 16-bit brain floats.
+    Bf16,
+}
+
+impl Precision {
+    /// The dtype to compute in on a device.
+    pub fn dtype(self, device: &Device) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+            Self::Auto if device.is_cuda() => DType::BF16,
+            Self::Auto if device.is_metal() => DType::F16,
+            Self::Auto => DType::F32,
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(Error::unknown("dtype", s, ["auto", "f32", "f16", "bf16"])),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parses_and_prints() -> Result<()> {
+        for s in ["auto", "cpu", "cuda:1", "metal:0"] {
+            assert_eq!(s.parse::<DeviceChoice>()?.to_string(), s);
+        }
+        assert!("cuda:x".parse::<DeviceChoice>().is_err());
+        assert!("gpu".parse::<DeviceChoice>().is_err());
+        Ok(())
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_missing_card_says_what_to_do() {
+        let e = DeviceChoice::Cuda(0).open().expect_err("this build has no CUDA");
+        assert!(e.hint().is_some_and(|h| h.contains("--features cuda")), "{e}");
+    }
+}

@@ -1,0 +1,133 @@
+//! What can go wrong, said for people: lower case, what was expected and found, then a hint.
+
+use std::path::{Path, PathBuf};
+
+/// The result of everything fallible in this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One error enum for the crate. [`Error::hint`] finds what the user may do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused to read or write a path.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A file is there but is not what it should be (truncated, wrong format, hostile).
+    #[error("{}: {message}", path.display())]
+    File {
+        /// The offending file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        message: String,
+    },
+    /// A request that cannot be carried out as it stands (unknown name, value out of range, wrong family).
+    #[error("{0}")]
+    Invalid(String),
+    /// The user asked to stop. Whatever was made until then is kept.
+    #[error("cancelled")]
+    Cancelled,
+    /// A tensor operation failed: shapes, dtypes, or the device.
+    #[error("{0}")]
+    Tensor(#[from] candle_core::Error),
+    /// Where another error happened.
+    #[error("{context}: {source}")]
+    Context {
+        /// What was being done, lower case.
+        context: String,
+        /// What happened.
+        source: Box<Error>,
+    },
+    /// Another error, with what the user may do about it.
+    #[error("{source}")]
+    Hinted {
+        /// What happened.
+        source: Box<Error>,
+        /// What to do, lower case, no period.
+        hint: String,
+    },
+}
+
+impl Error {
+    /// A request that cannot be carried out.
+    pub fn invalid(message: impl Into<String>) -> Self {
+        Self::Invalid(message.into())
+    }
+
+    /// A file that is not what it should be.
+    pub fn file(path: impl AsRef<Path>, message: impl Into<String>) -> Self {
+        Self::File { path: path.as_ref().to_path_buf(), message: message.into() }
+    }
+
+    /// An operating-system error on a path; use as `.map_err(|e| Error::io(path, e))`.
+    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), source }
+    }
+
+    /// Adds what the user may do about it.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self::Hinted { source: Box::new(self), hint: hint.into() }
+    }
+
+    /// Adds what was being done.
+    #[must_use]
+    pub fn context(self, context: impl Into<String>) -> Self {
+        Self::Context { context: context.into(), source: Box::new(self) }
+    }
+
+    /// The outermost hint, printed on its own line as `hint: …`.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Hinted { hint, .. } => Some(hint),
+            Self::Context { source, .. } => source.hint(),
+            _ => None,
+        }
+    }
+
+    /// True if the cause is the user's wish to stop.
+    pub fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Cancelled => true,
+            Self::Context { source, .. } | Self::Hinted { source, .. } => source.is_cancelled(),
+            _ => false,
+        }
+    }
+
+    /// An unknown name, with the nearest known ones as the hint.
+    pub fn unknown<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
+        let known: Vec<&str> = known.into_iter().collect();
+        let nearest = known
+            .iter()
+            .map(|k| (strsim::jaro_winkler(&name.to_lowercase(), k), *k))
+            .filter(|(score, _)| *score > 0.75)
+            .max_by(|a, b| a.0.total_cmp(&b.0));
+        let error = Self::invalid(format!("unknown {what} `{name}`"));
+        match nearest {
+            Some((_, k)) => error.with_hint(format!("did you mean `{k}`? known: {}", known.join(", "))),
+            None => error.with_hint(format!("known: {}", known.join(", "))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hint_survives_context() {
+        let e = Error::invalid("no").with_hint("try yes").context("asking");
+        assert_eq!(e.to_string(), "asking: no");
+        assert_eq!(e.hint(), Some("try yes"));
+    }
+
+    #[test]
+    fn unknown_names_the_nearest() {
+        let e = Error::unknown("sampler", "dpmpp2m", ["euler", "dpmpp_2m", "ddim"]);
+        assert!(e.hint().unwrap_or_default().starts_with("did you mean `dpmpp_2m`?"));
+    }
+}

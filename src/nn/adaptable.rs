@@ -1,0 +1,86 @@
+//! The visitor that finds the layers an adapter can sit on.
+
+use std::fmt;
+
+use super::{Conv2d, Linear};
+use crate::error::Result;
+
+/// A component of a Stable Diffusion model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The denoising network.
+    Unet,
+    /// The only text encoder of SD 1/2, CLIP-L of SDXL.
+    TextEncoder,
+    /// OpenCLIP bigG of SDXL.
+    TextEncoder2,
+}
+
+/// Where a layer is: its component and its dotted path in diffusers' (UNet) or Hugging Face's (text encoder) words,
+/// such as `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` or
+/// `text_model.encoder.layers.0.self_attn.q_proj`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerPath {
+    /// The component.
+    pub part: Part,
+    /// The dotted path, equal to the checkpoint's key without `.weight`.
+    pub name: String,
+}
+
+impl LayerPath {
+    /// The path of a whole component; [`LayerPath::join`] goes down from it.
+    pub fn root(part: Part) -> Self {
+        Self { part, name: String::new() }
+    }
+
+    /// The path of a child.
+    #[must_use]
+    pub fn join(&self, child: impl fmt::Display) -> Self {
+        let name = if self.name.is_empty() { child.to_string() } else { format!("{}.{child}", self.name) };
+        Self { part: self.part, name }
+    }
+}
+
+impl fmt::Display for LayerPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let part = match self.part {
+            Part::Unet => "unet",
+            Part::TextEncoder => "text_encoder",
+            Part::TextEncoder2 => "text_encoder_2",
+        };
+        write!(f, "{part}.{}", self.name)
+    }
+}
+
+/// A layer that adapters exist for.
+#[derive(Debug)]
+pub enum Slot<'a> {
+    /// An affine layer.
+    Linear(&'a mut Linear),
+    /// A convolution.
+    Conv2d(&'a mut Conv2d),
+}
+
+/// Receives each layer with its path.
+pub type Visitor<'a> = dyn FnMut(&LayerPath, Slot<'_>) -> Result<()> + 'a;
+
+/// Something with layers inside.
+pub trait Adaptable {
+    /// Calls `f` once for every layer below `path`, in a fixed order.
+    ///
+    /// # Errors
+    /// Whatever `f` returns; visiting stops there.
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()>;
+}
+
+impl Adaptable for Linear {
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
+        f(path, Slot::Linear(self))
+    }
+}
+
+impl Adaptable for Conv2d {
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
+        f(path, Slot::Conv2d(self))
+    }
+}

@@ -1,0 +1,74 @@
+//! 2-D convolution on channels-last pictures, with a slot for low-rank branches.
+
+use candle_core::Tensor;
+
+use super::Branches;
+use crate::{
+    error::Result,
+    ops::{self, Conv2dGeometry},
+    weights::Weights,
+};
+
+/// A frozen convolution that can carry adapters.
+#[derive(Debug, Clone)]
+pub struct Conv2d {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    geometry: Conv2dGeometry,
+    fused: Option<Tensor>,
+    branches: Option<Branches>,
+}
+
+impl Conv2d {
+    /// Loads `weight` (output, input, kernel, kernel) and `bias` (output).
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(
+        weights: &Weights,
+        input: usize,
+        output: usize,
+        kernel: usize,
+        geometry: Conv2dGeometry,
+    ) -> Result<Self> {
+        let weight = weights.get((output, input, kernel, kernel), "weight")?;
+        let bias = Some(weights.get(output, "bias")?);
+        Ok(Self { weight, bias, geometry, fused: None, branches: None })
+    }
+
+    /// # Shapes
+    /// - `x`: (b, h, w, input) → (b, h', w', output)
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let weight = self.fused.as_ref().unwrap_or(&self.weight);
+        let branches = self.branches.as_ref().map(Branches::as_low_rank);
+        ops::conv2d(x, weight, self.bias.as_ref(), self.geometry, branches)
+    }
+
+    /// The pristine base weight (output, input, kernel, kernel).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The base bias (output).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Attaches live branches, or removes them.
+    pub fn set_branches(&mut self, branches: Option<Branches>) {
+        self.branches = branches;
+    }
+
+    /// The live branches.
+    pub fn branches(&self) -> Option<&Branches> {
+        self.branches.as_ref()
+    }
+
+    /// Uses `weight` (computed from the pristine base) in place of the base weight, or goes back to the base.
+    pub fn set_fused(&mut self, weight: Option<Tensor>) {
+        self.fused = weight;
+    }
+}

@@ -1,0 +1,62 @@
+//! y = x Wᵀ + bias, with a slot for low-rank branches.
+
+use candle_core::Tensor;
+
+use super::Branches;
+use crate::{error::Result, ops, weights::Weights};
+
+/// A frozen affine layer that can carry adapters.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    fused: Option<Tensor>,
+    branches: Option<Branches>,
+}
+
+impl Linear {
+    /// Loads `weight` (out, in) and, if `bias`, `bias` (out). A weight stored as a 1×1 convolution is accepted.
+    ///
+    /// # Errors
+    /// If a tensor is missing or has another shape.
+    pub fn load(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
+        let weight = weights.get((output, input), "weight")?;
+        let bias = if bias { Some(weights.get(output, "bias")?) } else { None };
+        Ok(Self { weight, bias, fused: None, branches: None })
+    }
+
+    /// # Shapes
+    /// - `x`: (…, in) → (…, out)
+    ///
+    /// # Errors
+    /// If shapes disagree.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let weight = self.fused.as_ref().unwrap_or(&self.weight);
+        ops::linear(x, weight, self.bias.as_ref(), self.branches.as_ref().map(Branches::as_low_rank))
+    }
+
+    /// The pristine base weight (out, in).
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The base bias (out).
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Attaches live branches, or removes them.
+    pub fn set_branches(&mut self, branches: Option<Branches>) {
+        self.branches = branches;
+    }
+
+    /// The live branches.
+    pub fn branches(&self) -> Option<&Branches> {
+        self.branches.as_ref()
+    }
+
+    /// Uses `weight` (computed from the pristine base) in place of the base weight, or goes back to the base.
+    pub fn set_fused(&mut self, weight: Option<Tensor>) {
+        self.fused = weight;
+    }
+}

@@ -1,0 +1,5 @@
+//! Where base weights come from.
+
+pub mod store;
+
+pub use store::{MemoryStore, RandomStore, Store, TensorInfo, Weights};
