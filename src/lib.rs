@@ -4,6 +4,7 @@
 
 pub mod device;
 pub mod error;
+pub mod files;
 pub mod progress;
 pub mod random;
 

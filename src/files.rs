@@ -1,0 +1,168 @@
+//! Writing files so that nobody ever sees half of one.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, ErrorKind, Write as _},
+    path::{Path, PathBuf},
+};
+
+use tempfile::NamedTempFile;
+
+use crate::error::{Error, Result};
+
+/// What [`write_atomic`] hands to its closure: buffered, seekable.
+pub type Writer = BufWriter<NamedTempFile>;
+
+/// Writes a file under a temporary name in its own folder, flushes it to the disk, then renames it: after a crash, a
+/// full disk or a cancelled run the old file, or none, is there, never a part. Missing parent folders are made.
+///
+/// # Errors
+/// If the folder cannot be written or the disk is full, with a hint; whatever `write` returns, with the path.
+pub fn write_atomic(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut Writer) -> std::io::Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let target = follow_link(path);
+    let fail = |e: std::io::Error| failure(path, e);
+    if target.file_name().is_none() || target.is_dir() {
+        return Err(Error::file(path, "is a folder, expected a file name to write to"));
+    }
+    let folder = folder_of(&target);
+    create_folder(folder)?;
+
+    let mut writer = BufWriter::new(temporary_in(folder).map_err(fail)?);
+    write(&mut writer).map_err(fail)?;
+    writer.flush().map_err(fail)?;
+    let temporary = writer.into_inner().map_err(|e| fail(e.into_error()))?;
+    temporary.as_file().sync_all().map_err(fail)?;
+    if let Ok(old) = fs::metadata(&target) {
+        // Replacing a file keeps who may read it.
+        temporary.as_file().set_permissions(old.permissions()).map_err(fail)?;
+    }
+    temporary.persist(&target).map_err(|e| fail(e.error))?;
+    sync_folder(folder);
+    Ok(())
+}
+
+/// [`write_atomic`] for bytes that are already in memory.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+    write_atomic(path, |writer| writer.write_all(bytes))
+}
+
+/// Makes a folder and its parents; one that is there already is fine.
+///
+/// # Errors
+/// If it cannot be made, with a hint.
+pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
+    let path = path.as_ref();
+    fs::create_dir_all(path).map_err(|e| failure(path, e))
+}
+
+/// Reads a whole text file.
+///
+/// # Errors
+/// If it cannot be read or is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
+    let path = path.as_ref();
+    fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A link is written through, not replaced.
+fn follow_link(path: &Path) -> PathBuf {
+    if path.is_symlink() {
+        fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf())
+    } else {
+        path.to_path_buf()
+    }
+}
+
+fn temporary_in(folder: &Path) -> std::io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".scumble-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        // What an ordinary file gets: everything the umask allows, not the 0600 of a secret temporary.
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// The rename itself must survive a power cut; where folders cannot be synced (Windows) it is left to the system.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        folder.sync_all().ok();
+    }
+}
+
+fn failure(path: &Path, source: std::io::Error) -> Error {
+    let hint = match source.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose a folder you may write to",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free some space or write to another disk; nothing was left half written"
+        }
+        ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "a part of the path is a file, not a folder",
+        ErrorKind::InvalidFilename => "the name has characters, or a length, this file system does not allow",
+        _ => return Error::io(path, source),
+    };
+    Error::io(path, source).with_hint(hint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_rubbish() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let path = folder.path().join("deep/er/file.bin");
+        write_bytes(&path, b"old")?;
+        let error = write_atomic(&path, |w| {
+            w.write_all(b"half of the new")?;
+            Err(std::io::Error::from(ErrorKind::StorageFull))
+        });
+        assert!(error.is_err_and(|e| e.hint().is_some_and(|h| h.contains("free some space"))));
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(b"old".as_slice()));
+        let left = fs::read_dir(folder.path().join("deep/er")).map(Iterator::count);
+        assert_eq!(left.ok(), Some(1));
+        write_bytes(&path, b"new")?;
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(b"new".as_slice()));
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_in_the_way_of_a_folder_is_said() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        write_bytes(folder.path().join("file"), b"")?;
+        let error = write_bytes(folder.path().join("file/below"), b"").expect_err("a file is no folder");
+        assert!(error.hint().is_some_and(|h| h.contains("not a folder")), "{error}");
+        assert!(write_bytes(folder.path(), b"").is_err());
+        Ok(())
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_are_as_readable_as_any_other_and_links_are_kept() -> Result<()> {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, link) = (folder.path().join("real"), folder.path().join("link"));
+        write_bytes(&path, b"1")?;
+        let plain = folder.path().join("plain");
+        fs::write(&plain, b"").map_err(|e| Error::io(&plain, e))?;
+        let mode = |p: &Path| fs::metadata(p).map(|m| m.permissions().mode()).ok();
+        assert_eq!(mode(&path), mode(&plain));
+        std::os::unix::fs::symlink(&path, &link).map_err(|e| Error::io(&link, e))?;
+        write_bytes(&link, b"2")?;
+        assert!(link.is_symlink());
+        assert_eq!(fs::read(&path).ok().as_deref(), Some(b"2".as_slice()));
+        Ok(())
+    }
+}
