@@ -1,5 +1,27 @@
-//! Where base weights come from.
+//! Where base weights come from: checked safetensors, read from diffusers folders, single files or the hub, and seen
+//! under diffusers' names whatever the layout was.
 
+pub mod cache;
+pub mod checkpoint;
+pub mod detect;
+pub mod diffusers;
+mod dtype;
+pub mod family;
+mod header;
+pub mod ldm;
+pub mod names;
+mod open_clip;
+pub mod reader;
+mod shards;
+mod sniff;
+pub mod source;
 pub mod store;
+pub mod tree;
+pub mod view;
+pub mod writer;
 
+pub use checkpoint::{Checkpoint, ComponentFiles};
+pub use diffusers::TokenizerFiles;
+pub use family::{Component, Family};
+pub use source::{ModelSource, OpenOptions};
 pub use store::{MemoryStore, RandomStore, Store, TensorInfo, Weights};

@@ -1,0 +1,225 @@
+//! Checked safetensors files, mapped or read into memory, and a [`Store`] over one or more of them.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    fmt,
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use candle_core::{Shape, Tensor};
+use memmap2::Mmap;
+
+pub use super::{
+    dtype::StoredDtype,
+    header::{Entry, Header},
+};
+use super::{
+    sniff,
+    store::{Store, TensorInfo},
+};
+use crate::error::{Error, Result};
+
+/// A safetensors file whose header has been checked: no claim in it reaches outside the file.
+pub struct SafetensorsFile {
+    path: PathBuf,
+    bytes: Bytes,
+    header: Header,
+}
+
+enum Bytes {
+    Mapped(Mmap),
+    Memory(Cow<'static, [u8]>),
+}
+
+impl SafetensorsFile {
+    /// Maps a file: pages are read when touched, and shared with other processes. For base weights. A file that
+    /// another program shortens meanwhile would end this one, which is why small files go through
+    /// [`SafetensorsFile::read`].
+    ///
+    /// # Errors
+    /// If it cannot be opened, is something else, or its header lies.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let file = open_file(path)?;
+        let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
+        if length == 0 {
+            // An empty file cannot be mapped; let the sniffer say what is wrong with it.
+            return Self::new(path, Bytes::Memory(Cow::Borrowed(&[])));
+        }
+        // SAFETY: the map is read-only and private to this struct. The caller is told not to change the file while
+        // it is in use; every program that maps model weights rests on that.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        Self::new(path, Bytes::Mapped(map))
+    }
+
+    /// Reads a whole file into memory. For adapters: they are small, and users overwrite them while we run.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        open_file(path)?;
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Self::new(path, Bytes::Memory(Cow::Owned(bytes)))
+    }
+
+    /// Takes a file's bytes; `origin` is what messages call it.
+    ///
+    /// # Errors
+    /// If they are something else, or the header lies.
+    pub fn from_bytes(origin: impl AsRef<Path>, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        Self::new(origin.as_ref(), Bytes::Memory(bytes.into()))
+    }
+
+    fn new(path: &Path, bytes: Bytes) -> Result<Self> {
+        let all = bytes.as_slice();
+        sniff::refuse_foreign(path, &all[..all.len().min(sniff::PREFIX_BYTES)], all.len() as u64)?;
+        let header = Header::parse(path, all, all.len() as u64)?;
+        Ok(Self { path: path.to_path_buf(), bytes, header })
+    }
+
+    /// Where it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The checked header.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The `__metadata__` strings.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.header.metadata
+    }
+
+    /// Every tensor's key, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.header.tensors.keys().map(String::as_str)
+    }
+
+    /// A tensor's bytes as stored.
+    pub fn tensor_bytes(&self, name: &str) -> Option<&[u8]> {
+        self.bytes.as_slice().get(self.header.tensors.get(name)?.range.clone())
+    }
+
+    /// All tensors' bytes: what `sshs_model_hash` and AutoV3 are computed over.
+    pub fn data(&self) -> &[u8] {
+        self.bytes.as_slice().get(self.header.data_start..).unwrap_or_default()
+    }
+
+    /// The whole file, header included: what AutoV2 is computed over.
+    pub fn file_bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
+    /// Copies a tensor to the CPU in its stored dtype (formats candle lacks are widened, see
+    /// [`StoredDtype::tensor_dtype`]).
+    ///
+    /// # Errors
+    /// If there is none of that name.
+    pub fn tensor(&self, name: &str) -> Result<Tensor> {
+        let (Some(entry), Some(bytes)) = (self.header.tensors.get(name), self.tensor_bytes(name)) else {
+            return Err(Error::file(&self.path, format!("tensor `{name}` is missing")));
+        };
+        let decoded = entry.dtype.decode(bytes, &entry.shape);
+        decoded.map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
+    }
+}
+
+impl fmt::Debug for SafetensorsFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tensors = self.header.tensors.len();
+        f.debug_struct("SafetensorsFile").field("path", &self.path).field("tensors", &tensors).finish()
+    }
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Memory(bytes) => bytes,
+        }
+    }
+}
+
+fn open_file(path: &Path) -> Result<File> {
+    // Asked before opening: opening a pipe would wait for somebody to write into it.
+    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_dir() {
+        return Err(Error::file(path, "is a folder, expected a safetensors file"));
+    }
+    if !metadata.is_file() {
+        return Err(Error::file(path, "is not a regular file, expected a safetensors file"));
+    }
+    File::open(path).map_err(|e| Error::io(path, e))
+}
+
+/// The tensors of one or more files (shards) as one [`Store`], under the names the files give them.
+#[derive(Debug)]
+pub struct SafetensorsStore {
+    files: Vec<SafetensorsFile>,
+    /// Name to index into `files`.
+    index: BTreeMap<String, usize>,
+    origin: String,
+}
+
+impl SafetensorsStore {
+    /// Maps one file.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        Self::new(vec![SafetensorsFile::open(path)?], path.display().to_string())
+    }
+
+    /// Joins checked files.
+    ///
+    /// # Errors
+    /// If two of them hold the same name.
+    pub fn new(files: Vec<SafetensorsFile>, origin: impl Into<String>) -> Result<Self> {
+        let mut index = BTreeMap::new();
+        for (i, file) in files.iter().enumerate() {
+            for name in file.names() {
+                if let Some(first) = index.insert(name.to_string(), i) {
+                    let other = files[first].path().display();
+                    return Err(Error::file(file.path(), format!("tensor `{name}` is in {other} too")));
+                }
+            }
+        }
+        Ok(Self { files, index, origin: origin.into() })
+    }
+
+    /// The files it is made of.
+    pub fn files(&self) -> &[SafetensorsFile] {
+        &self.files
+    }
+
+    /// The file that holds a name.
+    pub fn file_of(&self, name: &str) -> Option<&SafetensorsFile> {
+        self.files.get(*self.index.get(name)?)
+    }
+}
+
+impl Store for SafetensorsStore {
+    fn info(&self, name: &str) -> Option<TensorInfo> {
+        let entry = self.file_of(name)?.header().tensors.get(name)?;
+        Some(TensorInfo { dtype: entry.dtype.tensor_dtype(), shape: Shape::from(entry.shape.as_slice()) })
+    }
+
+    fn load(&self, name: &str) -> Result<Tensor> {
+        let missing = || Error::invalid(format!("{}: tensor `{name}` is missing", self.origin));
+        self.file_of(name).ok_or_else(missing)?.tensor(name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        self.index.keys().cloned().collect()
+    }
+
+    fn origin(&self) -> String {
+        self.origin.clone()
+    }
+}
