@@ -6,13 +6,16 @@
 
 pub mod activation;
 pub mod attention;
+pub mod checkpoint;
 pub mod conv2d;
+pub mod function;
 pub mod linear;
 pub mod norm;
 pub mod resample;
 
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
+pub use checkpoint::Tape;
 pub use conv2d::{Conv2dGeometry, conv2d};
 pub use linear::{LowRank, linear};
 pub use norm::{group_norm, layer_norm};
