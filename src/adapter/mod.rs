@@ -1,1 +1,59 @@
-//! adapter
+//! The adapter: a file of deltas on a model's weights, how it is read, checked, blended, fused, trained and written.
+//!
+//! A file's keys are resolved through a [`NameTable`] made from the model's own layers, so that every key is applied
+//! or listed with its reason, and nothing is guessed.
+
+pub mod attach;
+pub mod blend;
+pub mod delta;
+pub mod format;
+pub mod fuse;
+pub mod metadata;
+pub mod parts;
+pub mod report;
+pub mod strength;
+pub mod train_init;
+
+use std::{collections::BTreeMap, path::Path};
+
+pub use attach::Live;
+pub use blend::{Blend, BlendEntry};
+pub use delta::{Delta, LowRank};
+pub use format::{Dialect, LoadOptions, NameTable, SaveOptions};
+pub use metadata::{Metadata, TrainingRecord};
+pub use parts::Parts;
+pub use report::{Lineage, LoadReport, Unmatched};
+pub use strength::Strength;
+pub use train_init::{Group, Trainable, TrainableSpec};
+
+use crate::{error::Result, nn::LayerPath};
+
+/// The deltas of one file, by the layer they belong to.
+#[derive(Debug, Clone, Default)]
+pub struct Adapter {
+    /// What changes where. Tensors are on the CPU, in the dtype and shape of the file.
+    pub layers: BTreeMap<LayerPath, Delta>,
+    /// What the file says of itself.
+    pub metadata: Metadata,
+    /// What of the file was applied, and what not and why.
+    pub report: LoadReport,
+}
+
+impl Adapter {
+    /// Reads a file of any known dialect for the model `table` was made from.
+    ///
+    /// # Errors
+    /// If the file is malformed, was trained for another family, or has keys that match nothing and
+    /// `options.allow_unmatched` is off.
+    pub fn load(path: impl AsRef<Path>, table: &NameTable, options: &LoadOptions) -> Result<Self> {
+        format::read(path.as_ref(), table, options)
+    }
+
+    /// Writes the deltas as safetensors, atomically. `sshs_model_hash` and `modelspec.hash_sha256` are computed.
+    ///
+    /// # Errors
+    /// If a layer is not in `table`, the dialect cannot express a delta, or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>, table: &NameTable, options: &SaveOptions) -> Result<()> {
+        format::write(self, path.as_ref(), table, options)
+    }
+}

@@ -1,0 +1,67 @@
+//! Adapter files: one dialect a file here, one table of names for all.
+//!
+//! Reading: each key is split into a module's name and a parameter by the longest known suffix ([`suffix`]), the
+//! module's spelling is undone ([`prefix`]) and looked up in the model's own [`NameTable`]. Names are never rewritten
+//! by replacing words in them.
+
+pub mod kohya;
+pub mod names;
+pub mod peft;
+pub mod prefix;
+mod read;
+pub mod suffix;
+mod write;
+
+use std::{fmt, str::FromStr};
+
+use candle_core::DType;
+
+pub use names::NameTable;
+pub(crate) use read::read;
+pub(crate) use write::write;
+
+use crate::error::{Error, Result};
+
+/// How names are spelled in a file this program writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Dialect {
+    /// What kohya's sd-scripts writes and every other tool reads.
+    #[default]
+    Kohya,
+    /// What diffusers' `save_lora_weights` writes: PEFT names below the component's.
+    Diffusers,
+}
+
+impl FromStr for Dialect {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        match s {
+            "kohya" => Ok(Self::Kohya),
+            "diffusers" => Ok(Self::Diffusers),
+            _ => Err(Error::unknown("dialect", s, ["kohya", "diffusers"])),
+        }
+    }
+}
+
+impl fmt::Display for Dialect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", if *self == Self::Kohya { "kohya" } else { "diffusers" })
+    }
+}
+
+/// How strict reading is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Applies a file of which some keys match nothing; they stay listed in the report.
+    pub allow_unmatched: bool,
+}
+
+/// How a file is written.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SaveOptions {
+    /// The spelling of names.
+    pub dialect: Dialect,
+    /// The dtype of the factors; `None` keeps what they have.
+    pub dtype: Option<DType>,
+}
