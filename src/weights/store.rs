@@ -20,6 +20,9 @@ pub struct TensorInfo {
 
 /// Named tensors of one component, in diffusers' names.
 pub trait Store: fmt::Debug + Send + Sync {
+    /// Told of every tensor a network asks for, before it is looked up; only [`record_shapes`](super::record_shapes)
+    /// listens.
+    fn expect(&self, _name: &str, _shape: &Shape) {}
     /// The header entry of a tensor, without reading it.
     fn info(&self, name: &str) -> Option<TensorInfo>;
     /// Reads a tensor to the CPU in its stored dtype.
@@ -78,6 +81,7 @@ impl Weights {
     pub fn get(&self, shape: impl Into<Shape>, name: &str) -> Result<Tensor> {
         let shape = shape.into();
         let key = self.key(name);
+        self.store.expect(&key, &shape);
         let Some(info) = self.store.info(&key) else {
             return Err(Error::invalid(format!("{}: tensor `{key}` is missing", self.store.origin())));
         };
@@ -96,8 +100,11 @@ impl Weights {
                 shape.dims()
             )));
         }
-        let tensor = self.store.load(&key)?;
-        Ok(tensor.reshape(shape)?.to_device(&self.device)?.to_dtype(self.dtype)?)
+        let mut tensor = self.store.load(&key)?;
+        if tensor.shape() != &shape {
+            tensor = tensor.reshape(shape)?;
+        }
+        Ok(tensor.to_device(&self.device)?.to_dtype(self.dtype)?)
     }
 
     fn key(&self, name: &str) -> String {
