@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{Conv2d, Linear};
+use super::{Conv2d, Embedding, GroupNorm, LayerNorm, Linear, Norm};
 use crate::error::Result;
 
 /// A component of a Stable Diffusion model.
@@ -59,6 +59,10 @@ pub enum Slot<'a> {
     Linear(&'a mut Linear),
     /// A convolution.
     Conv2d(&'a mut Conv2d),
+    /// The scale and shift of a `GroupNorm` or `LayerNorm`.
+    Norm(&'a mut Norm),
+    /// A lookup table.
+    Embedding(&'a mut Embedding),
 }
 
 /// Receives each layer with its path.
@@ -82,5 +86,23 @@ impl Adaptable for Linear {
 impl Adaptable for Conv2d {
     fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
         f(path, Slot::Conv2d(self))
+    }
+}
+
+impl Adaptable for GroupNorm {
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
+        f(path, Slot::Norm(&mut self.norm))
+    }
+}
+
+impl Adaptable for LayerNorm {
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
+        f(path, Slot::Norm(&mut self.norm))
+    }
+}
+
+impl Adaptable for Embedding {
+    fn visit(&mut self, path: &LayerPath, f: &mut Visitor<'_>) -> Result<()> {
+        f(path, Slot::Embedding(self))
     }
 }

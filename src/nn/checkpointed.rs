@@ -1,0 +1,30 @@
+//! A block that may be recomputed in the backward pass.
+
+use candle_core::Tensor;
+
+use crate::{error::Result, ops::checkpoint::Tape};
+
+/// `block(inputs)`, on the tape if there is one. Gradients are the same bit for bit either way: without a tape, too,
+/// what the block sends back to an input is added up before it meets what the input's other users send.
+///
+/// # Errors
+/// Whatever `block` returns.
+pub fn checkpointed<const N: usize>(
+    tape: Option<&Tape>,
+    inputs: [&Tensor; N],
+    block: impl Fn([&Tensor; N]) -> Result<Tensor> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    match tape {
+        // The tape hands over as many tensors as it was given.
+        Some(tape) => tape.checkpoint(&inputs, move |t| block(std::array::from_fn(|i| &t[i]))),
+        None => {
+            let inputs = inputs.into_iter().map(own_node).collect::<Result<Vec<_>>>()?;
+            block(std::array::from_fn(|i| &inputs[i]))
+        }
+    }
+}
+
+/// The same values under a node of their own in the graph; nothing is copied.
+fn own_node(x: &Tensor) -> Result<Tensor> {
+    Ok(if x.track_op() { x.unsqueeze(0)?.squeeze(0)? } else { x.clone() })
+}
