@@ -1,17 +1,10 @@
-//! Resampling of channels-last pictures.
+//! Plain candle.
 
 use candle_core::Tensor;
 
 use crate::error::Result;
 
-/// Nearest-neighbour enlargement to `height` × `width` (PyTorch's `nearest`: source = floor(target · in / out)).
-///
-/// # Shapes
-/// - `x`: (b, h, w, c) → (b, height, width, c)
-///
-/// # Errors
-/// If the device fails.
-pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
+pub(crate) fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tensor> {
     let (b, h, w, c) = x.dims4()?;
     if height == 2 * h && width == 2 * w {
         let y = x.reshape((b, h, 1, w, 1, c))?.broadcast_as((b, h, 2, w, 2, c))?;

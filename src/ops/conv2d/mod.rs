@@ -1,0 +1,387 @@
+//! 2-D convolution on channels-last pictures, weight and bias frozen.
+
+mod composed;
+mod cpu;
+pub(crate) mod reference;
+
+use candle_core::{DType, Tensor};
+
+use super::cpu::{Values, narrow};
+use super::function::{self, Output};
+use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype};
+use crate::error::{Error, Result};
+
+/// Stride and zero padding of a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2dGeometry {
+    /// The same in both directions.
+    pub stride: usize,
+    /// Zeros added before the first row and column.
+    pub pad_before: usize,
+    /// Zeros added after the last row and column (the VAE encoder pads (0, 1)).
+    pub pad_after: usize,
+}
+
+impl Conv2dGeometry {
+    /// The same padding on every side.
+    pub fn new(stride: usize, padding: usize) -> Self {
+        Self { stride, pad_before: padding, pad_after: padding }
+    }
+}
+
+/// # Shapes
+/// - `x`: (b, h, w, i), `weight`: (o, i, kh, kw), `bias`: (o) → (b, h', w', o)
+/// - `branches.down`: (r, i, kh, kw), `branches.up`: (o, r)
+///
+/// A weight from [`channels_last`] saves the CPU a copy of it in every call.
+///
+/// # Errors
+/// If shapes, dtypes or devices disagree, or a padding is as large as the kernel.
+pub fn conv2d(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    geometry: Conv2dGeometry,
+    branches: Option<LowRank<'_>>,
+) -> Result<Tensor> {
+    let s = Sizes::new(x, weight, geometry)?;
+    check(weight, bias, branches)?;
+    if [Some(weight), bias, branches.map(|b| b.scale)].iter().flatten().any(|t| t.track_op()) {
+        return reference::conv2d(x, weight, bias, geometry, branches);
+    }
+    if s.is_pointwise() {
+        return pointwise(x, weight, bias, branches);
+    }
+    let frozen = Frozen { weight: weight.clone(), bias: bias.cloned() };
+    let Some(LowRank { down, up, scale }) = branches else {
+        let (y, _) = forward(&x.detach(), &frozen, None, s)?;
+        return function::apply(Output::Fresh(y), [x], move |t, g| {
+            let wanted = Wanted { x: true, branch: false };
+            backward(&t[0], g, &frozen, None, (s, wanted))?.for_inputs(t)
+        });
+    };
+    let wanted = Wanted { x: x.track_op(), branch: down.track_op() || up.track_op() };
+    let branch = Branch::new(LowRank { down, up, scale }, compute_dtype(x))?;
+    let (y, z) = forward(&x.detach(), &frozen, Some(&branch), s)?;
+    let scale = scale.clone();
+    function::apply(Output::Fresh(y), [x, down, up], move |t, g| {
+        let branch = Branch::new(LowRank { down: &t[1], up: &t[2], scale: &scale }, compute_dtype(&t[0]))?;
+        backward(&t[0], g, &frozen, z.as_ref().map(|z| (&branch, z)), (s, wanted))?.for_inputs(t)
+    })
+}
+
+/// The same weight (o, i, kh, kw), laid out in memory as the CPU kernel reads it (o, kh, kw, i).
+/// On other devices, the weight itself.
+///
+/// # Errors
+/// If the weight has not four dimensions.
+pub fn channels_last(weight: &Tensor) -> Result<Tensor> {
+    if !weight.device().is_cpu() {
+        return Ok(weight.clone());
+    }
+    Ok(weight.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))?)
+}
+
+/// The sizes of a convolution.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    b: usize,
+    h: usize,
+    w: usize,
+    /// Input channels.
+    c: usize,
+    kh: usize,
+    kw: usize,
+    stride: usize,
+    /// Rows of zeros above.
+    pad_top: usize,
+    /// Columns of zeros on the left.
+    pad_left: usize,
+    /// Rows below and columns on the right.
+    pad_after: usize,
+    out_h: usize,
+    out_w: usize,
+}
+
+impl Sizes {
+    fn new(x: &Tensor, weight: &Tensor, geometry: Conv2dGeometry) -> Result<Self> {
+        let ((b, h, w, c), (o, i, kh, kw)) = (x.dims4()?, weight.dims4()?);
+        let Conv2dGeometry { stride, pad_before, pad_after } = geometry;
+        let padding = pad_before + pad_after;
+        let kernel = kh.min(kw);
+        if c != i || o == 0 || c == 0 || stride == 0 || pad_before.max(pad_after) >= kernel.max(1) {
+            return Err(Error::invalid(format!(
+                "conv2d of {:?} with weight {:?} and {geometry:?} (padding must be below the kernel size)",
+                x.shape(),
+                weight.shape()
+            )));
+        }
+        if h + padding < kh || w + padding < kw {
+            return Err(Error::invalid(format!("conv2d: a {kh}x{kw} kernel does not fit {h}x{w} pixels")));
+        }
+        let (out_h, out_w) = ((h + padding - kh) / stride + 1, (w + padding - kw) / stride + 1);
+        Ok(Self {
+            b,
+            h,
+            w,
+            c,
+            kh,
+            kw,
+            stride,
+            pad_top: pad_before,
+            pad_left: pad_before,
+            pad_after,
+            out_h,
+            out_w,
+        })
+    }
+
+    fn is_pointwise(&self) -> bool {
+        self.kh == 1 && self.kw == 1 && self.stride == 1
+    }
+}
+
+fn check(weight: &Tensor, bias: Option<&Tensor>, branches: Option<LowRank<'_>>) -> Result<()> {
+    let refuse =
+        |what: String| Err(Error::invalid(format!("conv2d with weight {:?}: {what}", weight.shape())));
+    let (o, i, kh, kw) = weight.dims4()?;
+    if let Some(bias) = bias.filter(|b| b.dims() != [o]) {
+        return refuse(format!("bias is {:?}", bias.shape()));
+    }
+    if let Some(LowRank { down, up, scale }) = branches {
+        let r = scale.elem_count();
+        if r == 0 || down.dims() != [r, i, kh, kw] || up.dims() != [o, r] || scale.dims() != [r] {
+            let (down, up, scale) = (down.shape(), up.shape(), scale.shape());
+            return refuse(format!("branches are down {down:?}, up {up:?}, scale {scale:?}"));
+        }
+    }
+    Ok(())
+}
+
+/// A 1×1 convolution is a linear layer on every pixel.
+fn pointwise(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    branches: Option<LowRank<'_>>,
+) -> Result<Tensor> {
+    let flat = |t: &Tensor| t.flatten_from(1);
+    let weight = flat(weight)?;
+    let Some(LowRank { down, up, scale }) = branches else {
+        return super::linear(x, &weight, bias, None);
+    };
+    super::linear(x, &weight, bias, Some(LowRank { down: &flat(down)?, up, scale }))
+}
+
+/// y, and z = conv(x, down) ⊙ s (b h' w', r), which the backward pass needs.
+fn forward(
+    x: &Tensor,
+    frozen: &Frozen,
+    branch: Option<&Branch>,
+    s: Sizes,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let wide = x.to_dtype(compute_dtype(x))?.contiguous()?;
+    let frozen = frozen.to_dtype(wide.dtype())?;
+    if !x.device().is_cpu() {
+        return composed::forward(&wide, &frozen, branch, s);
+    }
+    let weight = kernel(&frozen.weight)?;
+    let (weight, bias) = (Values::of(&weight)?, frozen.bias.as_ref().map(Values::of).transpose()?);
+    let branch = branch.map(packed).transpose()?;
+    let values = branch.as_ref().map(Branch::values).transpose()?;
+    let (y, z) = cpu::forward(&Values::of(&wide)?, &weight, bias.as_deref(), values.as_ref(), s);
+    let z =
+        branch.as_ref().map(|b| narrow(z, (s.b * s.out_h * s.out_w, b.rank()), DType::F32)).transpose()?;
+    let outputs = frozen.weight.dim(0)?;
+    Ok((narrow(y, (s.b, s.out_h, s.out_w, outputs), x.dtype())?, z))
+}
+
+/// The gradients that are wanted; a branch comes with its saved z.
+fn backward(
+    x: &Tensor,
+    g: &Tensor,
+    frozen: &Frozen,
+    branch: Option<(&Branch, &Tensor)>,
+    (s, wanted): (Sizes, Wanted),
+) -> Result<Gradients> {
+    let dtype = compute_dtype(x);
+    let (wide, g, weight) =
+        (x.to_dtype(dtype)?.contiguous()?, g.to_dtype(dtype)?, frozen.weight.to_dtype(dtype)?);
+    if !x.device().is_cpu() {
+        return composed::backward(&wide, &g, &weight, branch, (s, wanted));
+    }
+    let outputs = weight.dim(0)?;
+    let pixels = s.b * s.out_h * s.out_w;
+    let g = Values::of(&g)?;
+    let low_rank = branch.map(|(b, _)| packed(b)).transpose()?;
+    let values = low_rank.as_ref().map(Branch::values).transpose()?;
+    let gz = values.as_ref().map(|b| super::linear::cpu::rank_gradient(&g, pixels, outputs, b));
+    let mut grads = Gradients::default();
+    if wanted.x {
+        let weight = kernel(&weight)?;
+        let weight = Values::of(&weight)?;
+        let mut terms: Vec<(&[f32], &[f32])> = vec![(&g, &weight)];
+        if let (Some(values), Some(gz)) = (&values, &gz) {
+            terms.push((gz, &values.down));
+        }
+        grads.x = Some(narrow(cpu::input_gradient(&terms, s), x.shape(), x.dtype())?);
+    }
+    if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
+        let r = branch.rank();
+        let gdown = cpu::down_gradient(&Values::of(&wide)?, &gz, r, s);
+        let gdown = narrow(gdown, (r, s.kh, s.kw, s.c), DType::F32)?;
+        grads.down = Some(gdown.permute((0, 3, 1, 2))?.contiguous()?);
+        let gup = super::linear::cpu::outer(&g, &Values::of(z)?, (pixels, outputs, r));
+        grads.up = Some(narrow(gup, (outputs, r), DType::F32)?);
+    }
+    Ok(grads)
+}
+
+/// (o, i, kh, kw) as the CPU kernel takes it, (o, kh, kw, i): no copy if it lies so in memory.
+fn kernel(weight: &Tensor) -> Result<Tensor> {
+    Ok(weight.permute((0, 2, 3, 1))?.contiguous()?)
+}
+
+fn packed(branch: &Branch) -> Result<Branch> {
+    Ok(Branch { down: kernel(&branch.down)?, up: branch.up.clone(), scale: branch.scale.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ops::testing::{check_op, close, random};
+
+    #[derive(Debug, Clone, Copy)]
+    struct Case {
+        picture: (usize, usize, usize),
+        channels: (usize, usize),
+        kernel: (usize, usize),
+        rank: usize,
+        geometry: Conv2dGeometry,
+    }
+
+    fn check_case(case: Case) -> Result<()> {
+        let Case { picture: (b, h, w), channels: (i, o), kernel: (kh, kw), rank: r, geometry } = case;
+        let (x, weight, bias) = (random(0, &[b, h, w, i])?, random(1, &[o, i, kh, kw])?, random(2, &[o])?);
+        let (down, up, scale) = (random(3, &[r, i, kh, kw])?, random(4, &[o, r])?, random(5, &[r])?);
+        let packed = channels_last(&weight)?;
+        check_op(
+            &[&x, &down, &up],
+            |t| {
+                conv2d(
+                    &t[0],
+                    &packed,
+                    Some(&bias),
+                    geometry,
+                    Some(LowRank { down: &t[1], up: &t[2], scale: &scale }),
+                )
+            },
+            |t| {
+                let branch = LowRank { down: &t[1], up: &t[2], scale: &scale };
+                reference::conv2d(&t[0], &weight, Some(&bias), geometry, Some(branch))
+            },
+        )?;
+        check_op(
+            &[&x],
+            |t| conv2d(&t[0], &weight, None, geometry, None),
+            |t| reference::conv2d(&t[0], &weight, None, geometry, None),
+        )?;
+        check_composed(case, &[x, down, up, weight, bias, scale])
+    }
+
+    /// The path other devices take, against the kernel.
+    fn check_composed(case: Case, t: &[Tensor]) -> Result<()> {
+        let [x, down, up, weight, bias, scale] = t else { unreachable!("six tensors") };
+        let s = Sizes::new(x, weight, case.geometry)?;
+        let frozen = Frozen { weight: weight.clone(), bias: Some(bias.clone()) };
+        let branch = Branch::new(LowRank { down, up, scale }, DType::F32)?;
+        let (y, z) = forward(x, &frozen, Some(&branch), s)?;
+        let (y2, z2) = composed::forward(x, &frozen, Some(&branch), s)?;
+        let (z, z2) = (z.expect("a branch"), z2.expect("a branch"));
+        close(&y2, &y, 1e-5)?;
+        close(&z2, &z, 1e-5)?;
+        let (g, wanted) = (random(6, y.dims())?, Wanted { x: true, branch: true });
+        let a = backward(x, &g, &frozen, Some((&branch, &z)), (s, wanted))?;
+        let b = composed::backward(x, &g, weight, Some((&branch, &z)), (s, wanted))?;
+        for (a, b) in [(a.x, b.x), (a.down, b.down), (a.up, b.up)] {
+            close(&a.expect("wanted"), &b.expect("wanted"), 2e-5)?;
+        }
+        Ok(())
+    }
+
+    fn geometry(stride: usize, pad_before: usize, pad_after: usize) -> Conv2dGeometry {
+        Conv2dGeometry { stride, pad_before, pad_after }
+    }
+
+    #[test]
+    fn equals_its_reference() -> Result<()> {
+        let case =
+            |picture, channels, kernel, geometry| Case { picture, channels, kernel, rank: 2, geometry };
+        check_case(case((2, 5, 7), (3, 4), (3, 3), geometry(1, 1, 1)))?;
+        check_case(case((1, 6, 9), (4, 3), (3, 3), geometry(2, 1, 1)))?;
+        check_case(case((2, 8, 6), (5, 2), (3, 3), geometry(2, 0, 1)))?; // the VAE's encoder
+        check_case(case((1, 4, 4), (3, 5), (1, 1), geometry(1, 0, 0)))?;
+        check_case(case((1, 4, 5), (3, 5), (1, 1), geometry(2, 0, 0)))?;
+        // More than one tile, with a part left over.
+        check_case(case((2, 17, 19), (6, 7), (3, 3), geometry(1, 1, 1)))?;
+        check_case(case((1, 33, 35), (2, 3), (3, 3), geometry(2, 1, 1)))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn any_shape(
+            picture in (1usize..3, 3usize..8, 3usize..8),
+            channels in (1usize..6, 1usize..6),
+            kernel in (2usize..4, 2usize..4),
+            rank in 1usize..4,
+            (stride, pad_before, pad_after) in (1usize..4, 0usize..2, 0usize..2),
+        ) {
+            let geometry = geometry(stride, pad_before, pad_after);
+            check_case(Case { picture, channels, kernel, rank, geometry }).expect("shapes agree");
+        }
+    }
+
+    #[test]
+    fn frozen_operands_get_no_gradient() -> Result<()> {
+        let (x, weight, bias) = (random(0, &[1, 4, 4, 3])?, random(1, &[5, 3, 3, 3])?, random(2, &[5])?);
+        let down = Var::from_tensor(&random(3, &[2, 3, 3, 3])?)?;
+        let up = Var::from_tensor(&random(4, &[5, 2])?)?;
+        let scale = random(5, &[2])?;
+        let branch = LowRank { down: &down, up: &up, scale: &scale };
+        let y = conv2d(&x, &weight, Some(&bias), Conv2dGeometry::new(1, 1), Some(branch))?;
+        let grads = y.sqr()?.sum_all()?.backward()?;
+        for frozen in [&x, &weight, &bias, &scale] {
+            assert!(grads.get(frozen).is_none());
+        }
+        assert!(grads.get(&down).is_some() && grads.get(&up).is_some());
+        Ok(())
+    }
+
+    /// candle's own conv2d has no bf16 on the CPU.
+    #[test]
+    fn half_precision_keeps_its_dtype() -> Result<()> {
+        let (x, weight) = (random(0, &[1, 4, 4, 3])?, random(1, &[5, 3, 3, 3])?);
+        let geometry = Conv2dGeometry::new(1, 1);
+        let exact = conv2d(&x, &weight, None, geometry, None)?;
+        for dtype in [DType::F16, DType::BF16] {
+            let y = conv2d(&x.to_dtype(dtype)?, &weight.to_dtype(dtype)?, None, geometry, None)?;
+            assert_eq!(y.dtype(), dtype);
+            close(&y.to_dtype(DType::F32)?, &exact, 2e-2)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn refuses_shapes_that_disagree() -> Result<()> {
+        let (x, weight) = (random(0, &[1, 4, 4, 3])?, random(1, &[5, 3, 3, 3])?);
+        assert!(conv2d(&x, &random(1, &[5, 4, 3, 3])?, None, Conv2dGeometry::new(1, 1), None).is_err());
+        assert!(conv2d(&x, &weight, None, Conv2dGeometry::new(0, 1), None).is_err());
+        assert!(conv2d(&x, &weight, None, Conv2dGeometry::new(1, 3), None).is_err());
+        assert!(conv2d(&random(0, &[1, 2, 2, 3])?, &weight, None, Conv2dGeometry::new(1, 0), None).is_err());
+        Ok(())
+    }
+}
