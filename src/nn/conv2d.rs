@@ -31,7 +31,8 @@ impl Conv2d {
         kernel: usize,
         geometry: Conv2dGeometry,
     ) -> Result<Self> {
-        let weight = weights.get((output, input, kernel, kernel), "weight")?;
+        // Turned once here rather than in every call.
+        let weight = ops::conv2d::channels_last(&weights.get((output, input, kernel, kernel), "weight")?)?;
         let bias = Some(weights.get(output, "bias")?);
         Ok(Self { weight, bias, geometry, fused: None, branches: None })
     }
@@ -69,6 +70,7 @@ impl Conv2d {
 
     /// Uses `weight` (computed from the pristine base) in place of the base weight, or goes back to the base.
     pub fn set_fused(&mut self, weight: Option<Tensor>) {
-        self.fused = weight;
+        // Any layout is right; this one is fast.
+        self.fused = weight.map(|w| ops::conv2d::channels_last(&w).unwrap_or(w));
     }
 }
