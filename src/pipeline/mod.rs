@@ -1,1 +1,2 @@
-//! pipeline
+//! From a request to pictures with their recipe.
+pub mod infotext;
