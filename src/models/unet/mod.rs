@@ -133,8 +133,15 @@ impl UNet2DConditionModel {
     /// - (b, h, w, input channels) → (b, h, w, output channels)
     ///
     /// # Errors
-    /// If shapes disagree, or the network needs `added` and there is none.
+    /// If the latents have other channels than the network takes (an inpainting network takes 9), other shapes
+    /// disagree, or the network needs `added` and there is none.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
+        let (found, expected) = (input.sample.dim(3)?, self.config.in_channels);
+        if found != expected {
+            return Err(Error::invalid(format!(
+                "latents of {found} channels, expected {expected} for this network"
+            )));
+        }
         let dtype = self.dtype();
         // 1. time
         let time = self.time(input)?;

@@ -1,6 +1,6 @@
 //! What encoder and decoder are made of.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 
 use super::VaeConfig;
 use crate::{
@@ -182,6 +182,10 @@ impl Decoder {
             )?,
             conv_out: conv(&weights.pp("conv_out"), finest, config.out_channels, 3)?,
         })
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.conv_in.weight().dtype()
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

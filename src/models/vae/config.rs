@@ -23,6 +23,8 @@ pub struct VaeConfig {
     pub scaling_factor: f64,
     /// Subtracted before that multiplication; by the caller.
     pub shift_factor: Option<f64>,
+    /// Does f16 overflow in it (SDXL's does)? For the caller, who picks the dtype.
+    pub force_upcast: bool,
     pub use_quant_conv: bool,
     pub use_post_quant_conv: bool,
     pub mid_block_add_attention: bool,
@@ -43,6 +45,7 @@ impl Default for VaeConfig {
             norm_num_groups: 32,
             scaling_factor: 0.18215,
             shift_factor: None,
+            force_upcast: true,
             use_quant_conv: true,
             use_post_quant_conv: true,
             mid_block_add_attention: true,

@@ -6,7 +6,7 @@ pub mod tiling;
 
 use std::collections::BTreeMap;
 
-use candle_core::{Shape, Tensor};
+use candle_core::{DType, Shape, Tensor};
 
 use self::blocks::{Decoder, Encoder, conv};
 pub use self::{config::VaeConfig, tiling::Tiling};
@@ -88,13 +88,19 @@ impl AutoencoderKl {
     /// # Errors
     /// If shapes disagree.
     pub fn encode(&self, pictures: &Tensor) -> Result<DiagonalGaussian> {
-        let mut moments = self.encoder.forward(pictures)?;
-        if let Some(quant_conv) = &self.quant_conv {
-            moments = quant_conv.forward(&moments)?;
-        }
-        let latents = self.config.latent_channels;
-        let logvar = moments.narrow(3, latents, latents)?.clamp(-30f32, 20f32)?;
-        Ok(DiagonalGaussian { mean: moments.narrow(3, 0, latents)?.contiguous()?, logvar })
+        self.split(&self.moments(pictures)?)
+    }
+
+    /// [`AutoencoderKl::encode`] in overlapping tiles, for pictures too large to encode at once.
+    ///
+    /// # Shapes
+    /// - `pictures`: (b, h, w, 3) in [-1, 1] → mean and log variance (b, h / 8, w / 8, 4)
+    ///
+    /// # Errors
+    /// If shapes disagree, or the tiling makes no sense.
+    pub fn encode_tiled(&self, pictures: &Tensor, tiling: &Tiling) -> Result<DiagonalGaussian> {
+        let sides = (tiling.size * self.config.downscale(), tiling.size);
+        self.split(&tiling.map(pictures, sides, |tile| self.moments(tile))?)
     }
 
     /// # Shapes
@@ -103,9 +109,10 @@ impl AutoencoderKl {
     /// # Errors
     /// If shapes disagree.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
+        let latents = latents.to_dtype(self.dtype())?;
         match &self.post_quant_conv {
-            Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(latents)?),
-            None => self.decoder.forward(latents),
+            Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(&latents)?),
+            None => self.decoder.forward(&latents),
         }
     }
 
@@ -118,6 +125,28 @@ impl AutoencoderKl {
     /// # Errors
     /// If shapes disagree, or the tiling makes no sense.
     pub fn decode_tiled(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor> {
-        tiling.decode(latents, self.config.downscale(), |tile| self.decode(tile))
+        let sides = (tiling.size, tiling.size * self.config.downscale());
+        tiling.map(latents, sides, |tile| self.decode(tile))
+    }
+
+    /// Mean and log variance side by side (b, h / 8, w / 8, 8).
+    fn moments(&self, pictures: &Tensor) -> Result<Tensor> {
+        let moments = self.encoder.forward(&pictures.to_dtype(self.dtype())?)?;
+        match &self.quant_conv {
+            Some(quant_conv) => quant_conv.forward(&moments),
+            None => Ok(moments),
+        }
+    }
+
+    fn split(&self, moments: &Tensor) -> Result<DiagonalGaussian> {
+        let latents = self.config.latent_channels;
+        let mean = moments.narrow(3, 0, latents)?.contiguous()?;
+        let logvar = moments.narrow(3, latents, latents)?.contiguous()?;
+        Ok(DiagonalGaussian { mean, logvar: logvar.clamp(-30f32, 20f32)? })
+    }
+
+    /// The dtype activations have.
+    fn dtype(&self) -> DType {
+        self.decoder.dtype()
     }
 }

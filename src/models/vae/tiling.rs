@@ -1,4 +1,4 @@
-//! Decoding a large picture piece by piece.
+//! Encoding and decoding a large picture piece by piece.
 
 use candle_core::{IndexOp as _, Tensor};
 
@@ -20,19 +20,20 @@ impl Default for Tiling {
 }
 
 impl Tiling {
-    /// Decodes overlapping tiles, fades each into the one above and the one to its left, and puts them together. Same
-    /// tiles and same fading as diffusers' `tiled_decode`.
+    /// Runs `f` on overlapping tiles of `input` side pixels, each giving `output` side pixels, fades every result into
+    /// the one above and the one to its left, and puts them together. Same tiles and same fading as diffusers'
+    /// `tiled_decode` and `tiled_encode`.
     ///
     /// # Shapes
-    /// - `latents`: (b, h, w, c) → (b, h · scale, w · scale, c')
+    /// - `x`: (b, h, w, c) → (b, h · output / input, w · output / input, c')
     ///
     /// # Errors
-    /// If the tile is smaller than two latent pixels or the overlap is out of range.
-    pub(super) fn decode(
+    /// If the tiling makes no sense, or `f` fails.
+    pub(super) fn map(
         &self,
-        latents: &Tensor,
-        scale: usize,
-        decode: impl Fn(&Tensor) -> Result<Tensor>,
+        x: &Tensor,
+        (input, output): (usize, usize),
+        f: impl Fn(&Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
         if self.size < 2 || !(0.0..=0.5).contains(&self.overlap) {
             return Err(Error::invalid(format!(
@@ -40,17 +41,18 @@ impl Tiling {
                 self.size, self.overlap
             )));
         }
-        let (_, h, w, _) = latents.dims4()?;
+        let (_, h, w, _) = x.dims4()?;
+        // In whole latent pixels, so that tiles of pictures and of latents are cut at the same places.
         let step = (self.size as f64 * (1.0 - self.overlap)) as usize;
-        let extent = ((self.size * scale) as f64 * self.overlap) as usize;
-        let kept = self.size * scale - extent;
+        let (step, kept) = (step * (input / self.size), step * (output / self.size));
+        let extent = output - kept;
         let mut above: Vec<Tensor> = Vec::new();
         let mut rows = Vec::new();
         for top in (0..h).step_by(step) {
-            let strip = latents.narrow(1, top, self.size.min(h - top))?;
+            let strip = x.narrow(1, top, input.min(h - top))?;
             let mut row: Vec<Tensor> = Vec::new();
             for left in (0..w).step_by(step) {
-                let mut tile = decode(&strip.narrow(2, left, self.size.min(w - left))?)?;
+                let mut tile = f(&strip.narrow(2, left, input.min(w - left))?.contiguous()?)?;
                 if let Some(above) = above.get(row.len()) {
                     tile = fade(above, &tile, 1, extent)?;
                 }
