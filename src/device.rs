@@ -28,8 +28,9 @@ impl DeviceChoice {
     pub fn open(self) -> Result<Device> {
         match self {
             Self::Cpu => Ok(Device::Cpu),
-            Self::Cuda(index) => Device::new_cuda(index)
-                .map_err(|e| unavailable(&format!("cuda device {index}"), "cuda", &e)),
+            Self::Cuda(index) => {
+                Device::new_cuda(index).map_err(|e| unavailable(&format!("cuda device {index}"), "cuda", &e))
+            }
             Self::Metal(index) => Device::new_metal(index)
                 .map_err(|e| unavailable(&format!("metal device {index}"), "metal", &e)),
             Self::Auto => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
@@ -51,7 +52,9 @@ impl FromStr for DeviceChoice {
     fn from_str(s: &str) -> Result<Self> {
         let (name, index) = s.split_once(':').unwrap_or((s, "0"));
         let index = || {
-            index.parse().map_err(|_| Error::invalid(format!("device index must be a number, found `{index}`")))
+            index
+                .parse()
+                .map_err(|_| Error::invalid(format!("device index must be a number, found `{index}`")))
         };
         match name {
             "auto" => Ok(Self::Auto),

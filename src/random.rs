@@ -68,7 +68,13 @@ impl Rng {
     ///
     /// # Errors
     /// If the device has no room.
-    pub fn uniform(&mut self, low: f32, high: f32, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    pub fn uniform(
+        &mut self,
+        low: f32,
+        high: f32,
+        shape: impl Into<Shape>,
+        device: &Device,
+    ) -> Result<Tensor> {
         let shape = shape.into();
         let values: Vec<f32> =
             (0..shape.elem_count()).map(|_| low + (high - low) * self.0.random::<f32>()).collect();
@@ -102,7 +108,9 @@ mod tests {
         };
         let a = draw(7, Stream::Latents, 0)?;
         assert_eq!(a, draw(7, Stream::Latents, 0)?);
-        for other in [draw(8, Stream::Latents, 0)?, draw(7, Stream::Sampler, 0)?, draw(7, Stream::Latents, 1)?] {
+        for other in
+            [draw(8, Stream::Latents, 0)?, draw(7, Stream::Sampler, 0)?, draw(7, Stream::Latents, 1)?]
+        {
             assert_ne!(a, other);
         }
         Ok(())

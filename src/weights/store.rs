@@ -54,7 +54,8 @@ impl Weights {
     /// Goes down one name: `weights.pp("down_blocks").pp(0)`.
     #[must_use]
     pub fn pp(&self, name: impl fmt::Display) -> Self {
-        let prefix = if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
+        let prefix =
+            if self.prefix.is_empty() { name.to_string() } else { format!("{}.{name}", self.prefix) };
         Self { prefix, ..self.clone() }
     }
 
@@ -149,8 +150,10 @@ impl Store for RandomStore {
     }
 
     fn load(&self, name: &str) -> Result<Tensor> {
-        let shape =
-            self.shapes.get(name).ok_or_else(|| Error::invalid(format!("no tensor `{name}` in this model")))?;
+        let shape = self
+            .shapes
+            .get(name)
+            .ok_or_else(|| Error::invalid(format!("no tensor `{name}` in this model")))?;
         let index = self.shapes.keys().position(|k| k == name).unwrap_or_default() as u64;
         let fan_in: usize = shape.dims().iter().skip(1).product::<usize>().max(1);
         let noise = Rng::new(self.seed, Stream::Weights, index).normal(shape.clone(), &Device::Cpu)?;
