@@ -31,8 +31,12 @@ impl Conv2d {
         kernel: usize,
         geometry: Conv2dGeometry,
     ) -> Result<Self> {
-        // Turned once here rather than in every call.
-        let weight = ops::conv2d::channels_last(&weights.get((output, input, kernel, kernel), "weight")?)?;
+        let mut weight = weights.get((output, input, kernel, kernel), "weight")?;
+        // Turned once here rather than in every call. `record_shapes` hands out one number seen as a whole tensor:
+        // that stays as small as it is.
+        if weight.stride().iter().any(|stride| *stride != 0) {
+            weight = ops::conv2d::channels_last(&weight)?;
+        }
         let bias = Some(weights.get(output, "bias")?);
         Ok(Self { weight, bias, geometry, fused: None, branches: None })
     }
