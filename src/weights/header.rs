@@ -15,7 +15,7 @@ use super::dtype::StoredDtype;
 use crate::error::{Error, Result};
 
 /// Longest header the reference reader accepts.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 const MAX_TENSORS: usize = 100_000;
 const MAX_KEY_BYTES: usize = 1024;
 const MAX_METADATA_VALUE_BYTES: usize = 16 << 20;

@@ -62,7 +62,7 @@ pub fn refuse_foreign(path: &Path, prefix: &[u8], file_bytes: u64) -> Result<()>
         return Err(Error::file(path, "is empty, expected a safetensors file")
             .with_hint("the download was interrupted; get it again"));
     }
-    if starts_like_safetensors(prefix, file_bytes) {
+    if starts_like_safetensors(prefix) {
         return Ok(());
     }
     let Some((what, advice)) = recognise(prefix) else {
@@ -75,12 +75,13 @@ pub fn refuse_foreign(path: &Path, prefix: &[u8], file_bytes: u64) -> Result<()>
     Err(Error::file(path, format!("is {what}, expected a safetensors file")).with_hint(advice.text()))
 }
 
-/// A header length may look like a pickle's first bytes (640 is `80 02`), so a plausible header wins.
-fn starts_like_safetensors(prefix: &[u8], file_bytes: u64) -> bool {
+/// A header length may look like a pickle's first bytes (640 is `80 02`), so a plausible header wins, even one
+/// whose file was cut short.
+fn starts_like_safetensors(prefix: &[u8]) -> bool {
     match prefix {
         [a, b, c, d, e, f, g, h, b'{', ..] => {
             let header_bytes = u64::from_le_bytes([*a, *b, *c, *d, *e, *f, *g, *h]);
-            header_bytes <= file_bytes - 8
+            header_bytes <= super::header::MAX_HEADER_BYTES
         }
         _ => false,
     }
