@@ -103,7 +103,8 @@ fn sync_folder(folder: &Path) {
     }
 }
 
-fn failure(path: &Path, source: std::io::Error) -> Error {
+/// An [`Error`] for a write that failed, with what to do about it.
+pub(crate) fn failure(path: &Path, source: std::io::Error) -> Error {
     let hint = match source.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose a folder you may write to",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {

@@ -14,6 +14,8 @@ use scumble::weights::{
 use sha2::{Digest as _, Sha256};
 
 type Done = Result<(), Box<dyn Error>>;
+/// Names and shapes of a made-up file.
+type Shapes<'a> = &'a [(&'a str, &'a [usize])];
 /// Component, then name, then shape and the beginning of the bytes' sha256.
 type Expected = BTreeMap<String, BTreeMap<String, (Vec<usize>, String)>>;
 
@@ -71,7 +73,7 @@ fn every_name_of_every_family_leads_to_the_right_bytes() -> Done {
 }
 
 /// A file whose tensors have no elements: shapes are all that detection looks at.
-fn shapes(shapes: &[(&str, &[usize])]) -> Result<SafetensorsFile, Box<dyn Error>> {
+fn shapes(shapes: Shapes<'_>) -> Result<SafetensorsFile, Box<dyn Error>> {
     let tensors: Vec<(&str, Tensor)> = shapes
         .iter()
         .map(|(name, shape)| Ok((*name, Tensor::zeros(*shape, DType::F16, &Device::Cpu)?)))
@@ -101,7 +103,7 @@ fn families_are_told_by_their_widths() -> Done {
 
 #[test]
 fn other_models_are_named() -> Done {
-    let cases: &[(&[(&str, &[usize])], &str)] = &[
+    let cases: &[(Shapes<'_>, &str)] = &[
         (&[("model.diffusion_model.joint_blocks.0.x.weight", &[0])], "a Stable Diffusion 3 model"),
         (&[("double_blocks.0.img_attn.qkv.weight", &[0])], "a Flux model"),
         (

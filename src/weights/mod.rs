@@ -5,9 +5,14 @@ pub mod cache;
 pub mod checkpoint;
 pub mod detect;
 pub mod diffusers;
+#[cfg(feature = "hub")]
+mod download;
 mod dtype;
+pub mod embedded;
 pub mod family;
 mod header;
+mod hub;
+pub mod installed;
 pub mod ldm;
 pub mod names;
 mod open_clip;

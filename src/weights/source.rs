@@ -5,14 +5,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{cache::HubCache, checkpoint::Checkpoint};
+use super::{checkpoint::Checkpoint, embedded, hub};
 use crate::{
     error::{Error, Result},
     progress::{CancelToken, Observer},
 };
-
-/// The name of the model that is part of the program.
-pub const EMBEDDED: &str = "mini";
 
 /// Short names for what people ask for most.
 pub const ALIASES: &[(&str, &str)] = &[
@@ -60,7 +57,7 @@ impl ModelSource {
     /// If it is none of these; a path that does not exist is said to be missing.
     pub fn parse(text: &str) -> Result<Self> {
         let text = text.trim();
-        if text == EMBEDDED {
+        if text == embedded::NAME {
             return Ok(Self::Embedded);
         }
         let path = Path::new(text);
@@ -88,16 +85,12 @@ impl ModelSource {
     ) -> Result<Checkpoint> {
         let variant = options.variant.as_deref();
         match self {
-            Self::Embedded => Err(Error::invalid("this build has no embedded model")),
+            Self::Embedded => embedded::open(),
             Self::Folder(path) => Checkpoint::open_folder(path, variant),
             Self::File(path) => Checkpoint::open_file(path),
             Self::Hub { id, revision } => {
-                let _ = (&observer, &cancel);
-                let cache = options.cache.clone().map_or_else(HubCache::from_env, HubCache::new);
-                let Some(folder) = cache.find(id, revision) else {
-                    return Err(Error::invalid(format!("{self} is not in {}", cache.root().display())));
-                };
-                let mut checkpoint = Checkpoint::open_folder(folder, variant)?;
+                let repository = hub::Repository { id, revision };
+                let mut checkpoint = hub::open(repository, options, observer, cancel)?;
                 checkpoint.origin = self.to_string();
                 Ok(checkpoint)
             }
@@ -108,7 +101,7 @@ impl ModelSource {
 impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Embedded => f.write_str(EMBEDDED),
+            Self::Embedded => f.write_str(embedded::NAME),
             Self::Folder(path) | Self::File(path) => write!(f, "{}", path.display()),
             Self::Hub { id, revision } if revision == "main" => f.write_str(id),
             Self::Hub { id, revision } => write!(f, "{id}@{revision}"),
@@ -138,7 +131,7 @@ fn unknown(text: &str) -> Error {
     let path = Path::new(text);
     let looks_like_a_path = text.contains(['/', '\\']) || path.extension().is_some();
     if !looks_like_a_path {
-        let known = std::iter::once(EMBEDDED).chain(ALIASES.iter().map(|(alias, _)| *alias));
+        let known = std::iter::once(embedded::NAME).chain(ALIASES.iter().map(|(alias, _)| *alias));
         let error = Error::unknown("model", text, known);
         let hint = error.hint().unwrap_or_default().to_string();
         return error

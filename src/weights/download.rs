@@ -1,0 +1,292 @@
+//! One file over HTTP: resumed where it stopped, cancelled within a read, checked before it counts.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read, Seek as _, SeekFrom, Write as _},
+    path::Path,
+    time::Duration,
+};
+
+use sha2::{Digest as _, Sha256};
+use ureq::{
+    Agent, Body,
+    config::RedirectAuthHeaders,
+    http::{Response, StatusCode},
+};
+
+use crate::{
+    error::{Error, Result},
+    files,
+    progress::CancelToken,
+};
+
+/// Tries for one file, each going on where the last one stopped.
+const TRIES: u32 = 5;
+/// A server that says nothing for this long is given up on.
+const SILENCE: Duration = Duration::from_secs(30);
+const CONNECT: Duration = Duration::from_secs(15);
+const BUFFER_BYTES: usize = 1 << 18;
+/// An answer of the hub's API is never longer.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// Talks to one hub.
+#[derive(Debug)]
+pub(super) struct Client {
+    agent: Agent,
+    endpoint: String,
+    token: Option<String>,
+}
+
+/// What to fetch and where to put it.
+#[derive(Debug)]
+pub(super) struct Download<'a> {
+    /// Path on the hub, with the leading `/`.
+    pub url_path: &'a str,
+    /// Where the whole file goes.
+    pub target: &'a Path,
+    /// As the hub's listing says.
+    pub size_bytes: u64,
+    /// For large files the hub says it; small ones are checked by their size.
+    pub sha256: Option<&'a str>,
+}
+
+/// Why a try failed: some things are worth another one.
+enum Failure {
+    Again(Error),
+    Final(Error),
+}
+
+impl Client {
+    /// The token is sent to the hub and never to the storage hosts it redirects to.
+    ///
+    /// # Errors
+    /// If the endpoint is no web address.
+    pub fn new(endpoint: &str, token: Option<String>) -> Result<Self> {
+        let address = url::Url::parse(endpoint).ok().filter(|u| matches!(u.scheme(), "http" | "https"));
+        if !address.is_some_and(|u| u.has_host()) {
+            return Err(Error::invalid(format!("the hub's address is `{endpoint}`, expected https://…"))
+                .with_hint("unset HF_ENDPOINT to use huggingface.co"));
+        }
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
+            .timeout_connect(Some(CONNECT))
+            .timeout_per_read(Some(SILENCE))
+            .user_agent(concat!("scumble/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .new_agent();
+        Ok(Self { agent, endpoint: endpoint.trim_end_matches('/').into(), token })
+    }
+
+    /// A JSON answer of the hub's API about a model.
+    pub fn json(&self, model: &str, path: &str) -> Result<serde_json::Value> {
+        let mut response = self.get(path, 0).map_err(|e| self.unreachable(&e))?;
+        if !response.status().is_success() {
+            return Err(self.refusal(model, &response));
+        }
+        let mut text = Vec::new();
+        let mut body = response.body_mut().as_reader().take(MAX_JSON_BYTES);
+        body.read_to_end(&mut text).map_err(|e| Error::invalid(format!("{}: {e}", self.endpoint)))?;
+        serde_json::from_slice(&text)
+            .map_err(|e| Error::invalid(format!("{}{path}: the answer is not JSON: {e}", self.endpoint)))
+    }
+
+    /// Fetches a file, or the rest of it. `progress` gets the bytes of this file that are here.
+    pub fn fetch(
+        &self,
+        model: &str,
+        download: &Download<'_>,
+        progress: &mut dyn FnMut(u64),
+        cancel: &CancelToken,
+    ) -> Result<()> {
+        let partial = download.target.with_extension("incomplete");
+        if let Some(folder) = partial.parent() {
+            files::create_folder(folder)?;
+        }
+        let mut file = open_partial(&partial)?;
+        for attempt in 1.. {
+            cancel.check()?;
+            let failure = match self.attempt(model, download, &mut file, progress, cancel) {
+                Ok(()) => break,
+                Err(failure) => failure,
+            };
+            match failure {
+                Failure::Again(_) if attempt < TRIES => pause(attempt, cancel)?,
+                Failure::Again(error) | Failure::Final(error) => return Err(error),
+            }
+        }
+        file.sync_all().map_err(|e| Error::io(&partial, e))?;
+        verify(&partial, download, cancel)?;
+        fs::rename(&partial, download.target).map_err(|e| Error::io(download.target, e))
+    }
+
+    fn attempt(
+        &self,
+        model: &str,
+        download: &Download<'_>,
+        file: &mut File,
+        progress: &mut dyn FnMut(u64),
+        cancel: &CancelToken,
+    ) -> Result<(), Failure> {
+        let disk = |e: io::Error| Failure::Final(files::failure(download.target, e));
+        let mut have = file.seek(SeekFrom::End(0)).map_err(disk)?;
+        if have > download.size_bytes {
+            have = 0;
+        }
+        if have < download.size_bytes || download.size_bytes == 0 {
+            let response =
+                self.get(download.url_path, have).map_err(|e| Failure::Again(self.unreachable(&e)))?;
+            have = match response.status() {
+                StatusCode::PARTIAL_CONTENT if starts_at(&response, have) => have,
+                // The server does not resume, or not where it was asked to: from the start.
+                StatusCode::OK => 0,
+                StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+                    file.set_len(0).map_err(disk)?;
+                    return Err(Failure::Again(Error::invalid("the hub sent another part than asked for")));
+                }
+                status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                    return Err(Failure::Again(self.refusal(model, &response)));
+                }
+                _ => return Err(Failure::Final(self.refusal(model, &response))),
+            };
+            file.set_len(have).and_then(|()| file.seek(SeekFrom::Start(have))).map_err(disk)?;
+            let mut body = response.into_body().into_reader();
+            copy(&mut body, file, download, |bytes| progress(have + bytes), cancel)?;
+            have = file.stream_position().map_err(disk)?;
+        }
+        progress(have);
+        if have == download.size_bytes {
+            return Ok(());
+        }
+        let (path, expected) = (download.url_path, download.size_bytes);
+        Err(Failure::Again(Error::invalid(format!(
+            "{path}: the connection ended after {have} of {expected} bytes"
+        ))))
+    }
+
+    fn get(&self, path: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
+        let mut request = self.agent.get(format!("{}{path}", self.endpoint));
+        if let Some(token) = &self.token {
+            request = request.header("Authorization", format!("Bearer {token}"));
+        }
+        if from > 0 {
+            request = request.header("Range", format!("bytes={from}-"));
+        }
+        // A compressed answer could not be resumed by its bytes.
+        request.header("Accept-Encoding", "identity").call()
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Error {
+        Error::invalid(format!("cannot reach {}: {error}", self.endpoint))
+            .with_hint("check the connection; models that are in the cache open with `--offline`")
+    }
+
+    /// What a status means, and what to do about it.
+    fn refusal(&self, model: &str, response: &Response<Body>) -> Error {
+        let header =
+            |name: &str| response.headers().get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        let code = header("x-error-code");
+        let page = format!("{}/{model}", self.endpoint);
+        let status = response.status();
+        match (status, code) {
+            (StatusCode::NOT_FOUND, "RevisionNotFound") => {
+                Error::invalid(format!("{model} has no such revision"))
+                    .with_hint(format!("see {page}/tree/main"))
+            }
+            (StatusCode::NOT_FOUND, _) => {
+                Error::invalid(format!("there is no model {model} on {}", self.endpoint))
+                    .with_hint("check the spelling: owner/name")
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if self.token.is_some() => {
+                Error::invalid(format!("{model} may not be read with this token"))
+                    .with_hint(format!("accept its licence at {page} with the token's account"))
+            }
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) => {
+                Error::invalid(format!("{model} needs a token, or does not exist")).with_hint(format!(
+                    "accept its licence at {page}, make a token in the account's settings, then set HF_TOKEN"
+                ))
+            }
+            (StatusCode::TOO_MANY_REQUESTS, _) => Error::invalid(format!("{} is busy", self.endpoint))
+                .with_hint("try again in a few minutes; a token raises the limit"),
+            _ => Error::invalid(format!("{} answered {status} for {model}", self.endpoint)),
+        }
+    }
+}
+
+/// Opens, or makes, the part that is there, and keeps other programs from writing to it.
+fn open_partial(path: &Path) -> Result<File> {
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+    let file = options.map_err(|e| files::failure(path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => {
+            Err(Error::file(path, "is being downloaded by another program")
+                .with_hint("wait for it to finish"))
+        }
+        // A file system without locks: two at once are then the user's business.
+        Err(fs::TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+fn starts_at(response: &Response<Body>, expected: u64) -> bool {
+    let range = response.headers().get("content-range").and_then(|v| v.to_str().ok()).unwrap_or_default();
+    range.strip_prefix("bytes ").is_some_and(|r| r.starts_with(&format!("{expected}-")))
+}
+
+/// Copies until the end or an error; what arrived before an error stays.
+fn copy(
+    body: &mut impl Read,
+    file: &mut File,
+    download: &Download<'_>,
+    mut progress: impl FnMut(u64),
+    cancel: &CancelToken,
+) -> Result<(), Failure> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut copied = 0;
+    loop {
+        cancel.check().map_err(Failure::Final)?;
+        match body.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(n) => {
+                file.write_all(&buffer[..n])
+                    .map_err(|e| Failure::Final(files::failure(download.target, e)))?;
+                copied += n as u64;
+                progress(copied);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            // The length is looked at afterwards: a broken connection is an early end.
+            Err(_) => return Ok(()),
+        }
+    }
+}
+
+fn verify(partial: &Path, download: &Download<'_>, cancel: &CancelToken) -> Result<()> {
+    let Some(expected) = download.sha256 else { return Ok(()) };
+    let io = |e| Error::io(partial, e);
+    let mut file = File::open(partial).map_err(io)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER_BYTES]);
+    loop {
+        cancel.check()?;
+        match file.read(&mut buffer).map_err(io)? {
+            0 => break,
+            n => hash.update(&buffer[..n]),
+        }
+    }
+    let found = format!("{:x}", hash.finalize());
+    if found.eq_ignore_ascii_case(expected) {
+        return Ok(());
+    }
+    fs::remove_file(partial).map_err(io)?;
+    let message =
+        format!("{}: the file arrived damaged (sha256 {found}, expected {expected})", download.url_path);
+    Err(Error::invalid(message).with_hint("it was deleted; try again"))
+}
+
+/// 0.2 s, 0.4 s, 0.8 s, …, in which a cancel is heard.
+fn pause(attempt: u32, cancel: &CancelToken) -> Result<()> {
+    for _ in 0..1u32 << attempt.min(6) {
+        cancel.check()?;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(())
+}
