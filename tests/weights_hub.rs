@@ -230,7 +230,7 @@ fn a_model_is_fetched_once_and_then_opens_without_the_hub() -> Done {
     let listed = HubCache::new(cache.path()).list()?;
     assert_eq!(listed.len(), 1);
     assert_eq!((listed[0].id.as_str(), listed[0].partial), ("owner/name", false));
-    assert!(listed[0].size_bytes >= total);
+    assert!(listed[0].size_bytes > 4_000_000);
     Ok(())
 }
 
@@ -309,7 +309,7 @@ fn a_gated_model_asks_for_a_token() -> Done {
 fn what_is_not_there_is_said() -> Done {
     let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
     let mut options = hub.options(cache.path());
-    let mut open = |text: &str, options: &OpenOptions| -> Result<String, Box<dyn Error>> {
+    let open = |text: &str, options: &OpenOptions| -> Result<String, Box<dyn Error>> {
         let opened = ModelSource::parse(text)?.open(options, &mut (), &CancelToken::default());
         let error = opened.expect_err(text);
         assert!(error.hint().is_some(), "{error} has no hint");

@@ -197,6 +197,50 @@ def make(family):
     (HERE / f"{family}.json").write_text(lines + "\n")
 
 
+def full_size_unet(family):
+    """The published models' networks, without memory for their weights."""
+    cross, plain = "CrossAttn", ""
+    down, up = (lambda a: f"{a}DownBlock2D"), (lambda a: f"{a}UpBlock2D")
+    four = dict(down_block_types=[down(x) for x in (cross, cross, cross, plain)],
+                up_block_types=[up(x) for x in (plain, cross, cross, cross)])
+    added = dict(addition_embed_type="text_time", addition_time_embed_dim=256, use_linear_projection=True)
+    config = {
+        "sd1": dict(four, cross_attention_dim=768, attention_head_dim=8),
+        "sd2": dict(four, cross_attention_dim=1024, attention_head_dim=[5, 10, 20, 20], use_linear_projection=True),
+        "sdxl": dict(added, block_out_channels=(320, 640, 1280), cross_attention_dim=2048,
+                     attention_head_dim=[5, 10, 20], transformer_layers_per_block=[1, 2, 10],
+                     down_block_types=[down(x) for x in (plain, cross, cross)],
+                     up_block_types=[up(x) for x in (cross, cross, plain)],
+                     projection_class_embeddings_input_dim=2816),
+        "sdxl-refiner": dict(added, block_out_channels=(384, 768, 1536, 1536), cross_attention_dim=1280,
+                             attention_head_dim=[6, 12, 24, 24], transformer_layers_per_block=4,
+                             down_block_types=[down(x) for x in (plain, cross, cross, plain)],
+                             up_block_types=[up(x) for x in (plain, cross, cross, plain)],
+                             projection_class_embeddings_input_dim=2560),
+    }[family]
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config)
+
+
+def full_size():
+    """How many tensors the published models have, and the hash of their sorted names in both spellings."""
+    digest = lambda names: hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+    entry = lambda names, ldm: [len(set(names)), digest(names), digest(map(ldm, names))]
+    out = {}
+    for family in FAMILIES:
+        unet = full_size_unet(family)
+        attention = ["CrossAttn" in t for t in unet.config.up_block_types]
+        out[family] = entry(list(unet.state_dict()), lambda name: ldm_unet_name(name, attention))
+    with torch.device("meta"):
+        vae = AutoencoderKL(down_block_types=["DownEncoderBlock2D"] * 4, up_block_types=["UpDecoderBlock2D"] * 4,
+                            block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+    out["vae"] = entry(list(vae.state_dict()), ldm_vae_name)
+    (HERE / "full-size.json").write_text(json.dumps(out, indent=1) + "\n")
+
+
+FAMILIES = ("sd1", "sd2", "sdxl", "sdxl-refiner")
+
 if __name__ == "__main__":
-    for family in ("sd1", "sd2", "sdxl", "sdxl-refiner"):
+    full_size()
+    for family in FAMILIES:
         make(family)
