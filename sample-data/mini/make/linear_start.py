@@ -1,8 +1,9 @@
-"""Start the autoencoder as a codec of average colours, so that training begins from right colours.
+"""Starts that spare both networks the steps that learn the obvious.
 
-The first three channels of the main path carry red, green and blue through both
-halves. Each GroupNorm before an output convolution sees them as pairs (c, -c) beside
-a constant pair, so it passes them on nearly unchanged, and SiLU(c) - SiLU(-c) = c.
+The autoencoder starts as a codec of average colours: the first three channels of the
+main path carry red, green and blue through both halves. Each GroupNorm before an
+output convolution sees them as pairs (c, -c) beside a constant pair, so it passes them
+on nearly unchanged, and SiLU(c) - SiLU(-c) = c. The UNet starts by answering its input.
 """
 import torch
 
@@ -59,3 +60,26 @@ def linear_start(vae, scale=1.5):
     for conv in (vae.quant_conv, vae.post_quant_conv):
         conv.weight.copy_(torch.eye(conv.weight.shape[0])[..., None, None])
         conv.bias.zero_()
+
+
+@torch.no_grad()
+def linear_start_unet(unet, constant=2.0):
+    """Let the UNet start by answering with its input, which is nearly the noise when there is much of it.
+
+    Each group of four channels before the last normalisation carries one latent channel as a
+    pair (c, -c) beside a constant pair, taken from the skip of the first convolution.
+    """
+    block = unet.up_blocks[-1]
+    resnet, attention, out = block.resnets[-1], block.attentions[-1], unet.conv_out
+    skip = resnet.conv_shortcut.weight.shape[1] - unet.conv_in.weight.shape[0]
+    unet.conv_in.weight[:4], unet.conv_in.bias[:4] = 0, 0
+    for part in (resnet.conv_shortcut, resnet.conv2, attention.proj_out):
+        part.weight[:16], part.bias[:16] = 0, 0
+    out.weight.mul_(0.3)
+    out.weight[:, :16], out.bias[:] = 0, 0
+    for i in range(4):
+        unet.conv_in.weight[i, i, 1, 1] = 1
+        for offset, sign in ((0, 1.0), (1, -1.0)):
+            resnet.conv_shortcut.weight[4 * i + offset, skip + i] = sign
+            resnet.conv_shortcut.bias[4 * i + 2 + offset] = sign * constant
+            out.weight[i, 4 * i + offset, 1, 1] = sign * (constant ** 2 / 2 + 0.5) ** 0.5

@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from common import COLOURS, PALETTE, STYLES, SUBJECTS, load_pictures, on_colour, save_atomic, save_grid, to_tensor
+from linear_start import linear_start_unet
 from train_text import caption, load_tokenizer
 
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
@@ -78,7 +79,7 @@ def pick(rng, row):
     subject, style, colour = row
     if rng.random() < 0.1:
         return ""
-    return caption(subject, style if rng.random() < 0.75 else None, colour if rng.random() < 0.75 else None,
+    return caption(subject, style if rng.random() < 0.85 else None, colour if rng.random() < 0.85 else None,
                    int(rng.random() < 0.25))
 
 
@@ -122,7 +123,9 @@ def main():
     table, embeddings = store_captions(args)
     with open(f"{args.out}/held-out.json", "w", encoding="utf-8") as file:
         json.dump([list(row) for row in held_out()], file)
-    unet = new_unet().to(args.device)
+    unet = new_unet()
+    linear_start_unet(unet)
+    unet = unet.to(args.device)
     params, path = list(unet.parameters()), f"{args.out}/unet.pt"
     opt = torch.optim.AdamW(params, args.rate, betas=(0.9, 0.98), weight_decay=0.01)
     ema, step, clock = [p.detach().clone() for p in params], 0, 0.0
@@ -157,7 +160,7 @@ def main():
             torch._foreach_lerp_(ema, params, 1 - min(0.9995, (1 + step) / (10 + step)))
         clock, last = clock + now - last, now
         seen.append(error.mean().item())
-        if step % 100 == 0:
+        if step % 25 == 0:
             print(f"{step} {clock:.0f}s error {np.mean(seen):.4f} {step * args.batch / clock:.1f} images/s", flush=True)
             seen = []
         if clock - saved > 240 or clock >= end:
