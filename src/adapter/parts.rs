@@ -38,8 +38,7 @@ pub(crate) fn weight<'s>(slot: &'s Slot<'_>) -> Option<&'s Tensor> {
     match slot {
         Slot::Linear(layer) => Some(layer.weight()),
         Slot::Conv2d(layer) => Some(layer.weight()),
-        #[allow(unreachable_patterns)] // norms and embeddings have slots too, but cannot carry branches
-        _ => None,
+        Slot::Norm(_) | Slot::Embedding(_) => None,
     }
 }
 
@@ -48,8 +47,7 @@ pub(crate) fn set_branches(slot: Slot<'_>, branches: Option<Branches>) {
     match slot {
         Slot::Linear(layer) => layer.set_branches(branches),
         Slot::Conv2d(layer) => layer.set_branches(branches),
-        #[allow(unreachable_patterns)]
-        _ => {}
+        Slot::Norm(_) | Slot::Embedding(_) => {}
     }
 }
 
@@ -58,8 +56,7 @@ pub(crate) fn set_fused(slot: Slot<'_>, weight: Option<Tensor>) {
     match slot {
         Slot::Linear(layer) => layer.set_fused(weight),
         Slot::Conv2d(layer) => layer.set_fused(weight),
-        #[allow(unreachable_patterns)]
-        _ => {}
+        Slot::Norm(_) | Slot::Embedding(_) => {}
     }
 }
 

@@ -1,0 +1,54 @@
+//! Latents to pictures.
+
+use candle_core::{DType, Device, Tensor};
+use image::RgbImage;
+
+use super::Pipeline;
+use crate::{
+    error::{Error, Result},
+    models::vae::Tiling,
+};
+
+/// Pictures with more latent pixels than this are decoded in tiles: 1024 × 1024 pixels at the usual eight to one.
+const WHOLE: usize = 128 * 128;
+
+impl Pipeline {
+    /// Decodes one picture, in tiles if it is large.
+    ///
+    /// # Shapes
+    /// - `latents`: (1, h, w, c), in the network's scale
+    ///
+    /// # Errors
+    /// If the device has no room, or the decoder overflows.
+    pub fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
+        let config = self.vae.config();
+        let shift = config.shift_factor.unwrap_or(0.0);
+        let x =
+            ((latents.to_dtype(DType::F32)? / config.scaling_factor)? + shift)?.to_dtype(self.vae_dtype())?;
+        let (_, h, w, _) = x.dims4()?;
+        let x = if h * w > WHOLE {
+            self.vae.decode_tiled(&x, &Tiling::default())?
+        } else {
+            self.vae.decode(&x)?
+        };
+        to_picture(&x)
+    }
+
+    pub(super) fn vae_dtype(&self) -> DType {
+        if self.dtype() == DType::F16 { DType::F32 } else { self.dtype() }
+    }
+}
+
+/// # Shapes
+/// - `x`: (1, h, w, 3) in [-1, 1], what is outside is cut off
+fn to_picture(x: &Tensor) -> Result<RgbImage> {
+    let (_, h, w, _) = x.dims4()?;
+    let values = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    if values.iter().any(|v| v.is_nan()) {
+        return Err(Error::invalid("the decoded picture is NaN").with_hint("try `--dtype f32`"));
+    }
+    let bytes =
+        values.iter().map(|v| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
+    RgbImage::from_raw(w as u32, h as u32, bytes)
+        .ok_or_else(|| Error::invalid(format!("a decoded picture of {w}x{h} is too large")))
+}

@@ -1,0 +1,88 @@
+//! A checkpoint into a [`Pipeline`].
+
+use candle_core::{DType, Device};
+
+use super::{Pipeline, TextEncoders};
+use crate::{
+    adapter::Blend,
+    diffusion::{NoiseSchedule, Prediction},
+    error::{Error, Result},
+    models::{
+        AutoencoderKl, UNet2DConditionModel,
+        family::{self, Conventions},
+        unet::UNetConfig,
+        vae::VaeConfig,
+    },
+    weights::{Checkpoint, Component, Weights},
+};
+
+impl Pipeline {
+    /// Loads every component onto `device`; networks in `dtype`, the autoencoder in f32 where f16 would overflow in it.
+    ///
+    /// # Errors
+    /// If a component is missing, does not have the shapes its config says, or the device has no room.
+    pub fn load(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Self> {
+        let conventions = family::conventions(checkpoint.family);
+        let located = |e: Error| e.context(checkpoint.origin.clone());
+        Ok(Self {
+            family: checkpoint.family,
+            origin: checkpoint.origin.clone(),
+            unet: unet(checkpoint, device, dtype).map_err(located)?,
+            vae: vae(checkpoint, device, dtype).map_err(located)?,
+            text: TextEncoders::load(checkpoint, device, dtype).map_err(located)?,
+            schedule: schedule(checkpoint, &conventions).map_err(located)?,
+            conventions,
+            device: device.clone(),
+            dtype,
+            blend: Blend::new(),
+            live: None,
+        })
+    }
+}
+
+/// The denoising network of a checkpoint.
+///
+/// # Errors
+/// If it is missing or does not have the shapes its config says.
+pub fn unet(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<UNet2DConditionModel> {
+    let files = checkpoint.component(Component::Unet)?;
+    let config = match &files.config {
+        Some(json) => UNetConfig::from_json(json)?,
+        None => {
+            UNetConfig { in_channels: checkpoint.in_channels(), ..family::unet_config(checkpoint.family) }
+        }
+    };
+    UNet2DConditionModel::load(&Weights::new(files.store, dtype, device.clone()), &config)
+}
+
+/// The autoencoder of a checkpoint. SDXL's overflows in f16, so that f16 becomes f32 here.
+///
+/// # Errors
+/// If it is missing or does not have the shapes its config says.
+pub fn vae(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<AutoencoderKl> {
+    let files = checkpoint.component(Component::Vae)?;
+    let config = match &files.config {
+        Some(json) => VaeConfig::from_json(json)?,
+        None => family::vae_config(checkpoint.family),
+    };
+    let dtype = if dtype == DType::F16 { DType::F32 } else { dtype };
+    AutoencoderKl::load(&Weights::new(files.store, dtype, device.clone()), &config)
+}
+
+/// The noise schedule a checkpoint was trained on: its own scheduler's config, or what its family uses.
+///
+/// # Errors
+/// If the config has a value that makes no sense.
+pub fn schedule(checkpoint: &Checkpoint, conventions: &Conventions) -> Result<NoiseSchedule> {
+    if let Some(config) = checkpoint.scheduler_config()? {
+        return NoiseSchedule::from_config(&config);
+    }
+    let hint = checkpoint.prediction();
+    let prediction: Prediction =
+        hint.prediction_type.as_deref().unwrap_or(conventions.prediction_type).parse()?;
+    let schedule = NoiseSchedule::stable_diffusion(prediction);
+    match hint.zero_terminal_snr {
+        Some(true) => schedule.with_zero_terminal_snr(),
+        _ => Ok(schedule),
+    }
+}

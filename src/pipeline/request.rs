@@ -1,0 +1,156 @@
+//! What to draw.
+
+use candle_core::Tensor;
+use image::RgbImage;
+
+use super::{Pipeline, text::TextOptions};
+use crate::{
+    diffusion::{Sampler, SigmaSchedule},
+    error::{Error, Result},
+    prompt::emphasis::Emphasis,
+};
+
+/// Everything a picture depends on besides the model and its adapters.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// What to draw, with weights such as `(moon:1.3)`; adapter tags are the caller's to take out.
+    pub prompt: String,
+    /// What to keep out.
+    pub negative: String,
+    /// Width and height in pixels; `None` is what the model was trained on.
+    pub size_px: Option<(usize, usize)>,
+    /// Looks at the picture.
+    pub steps: usize,
+    /// The solver.
+    pub sampler: Sampler,
+    /// How noise levels are spread over the steps.
+    pub schedule: SigmaSchedule,
+    /// How strongly the prompt pulls; 1 ignores the negative prompt and takes half the time.
+    pub cfg_scale: f64,
+    /// Pulls over-exposed pictures back, 0 to 1; 0 is off.
+    pub cfg_rescale: f64,
+    /// The first picture's seed; the next has the next number.
+    pub seed: u64,
+    /// Pictures.
+    pub count: usize,
+    /// Pictures denoised together: faster on a GPU, and more memory.
+    pub batch: usize,
+    /// Which text encoder layer from the end, 1 the last; `None` is the family's own.
+    pub clip_skip: Option<usize>,
+    /// What weights in prompts do.
+    pub emphasis: Emphasis,
+    /// Fresh noise of stochastic solvers; `None` is the solver's own.
+    pub eta: Option<f64>,
+    /// Starts from a picture instead of noise alone.
+    pub init: Option<InitImage>,
+    /// The noise to start from instead of the seeds', unit normal (count, h, w, c): for comparing with other programs.
+    pub noise: Option<Tensor>,
+    /// Sends [`Event::Preview`](crate::progress::Event::Preview) every so many steps; 0 is never.
+    pub preview_every: usize,
+}
+
+/// A picture to start from.
+#[derive(Debug, Clone)]
+pub struct InitImage {
+    /// Scaled to the request's size, its sides cropped where the proportions differ.
+    pub pixels: RgbImage,
+    /// How much is redrawn: 0 nothing, 1 everything.
+    pub strength: f64,
+}
+
+impl Default for GenerateRequest {
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative: String::new(),
+            size_px: None,
+            steps: 25,
+            sampler: Sampler::Dpmpp2m,
+            schedule: SigmaSchedule::Karras,
+            cfg_scale: 7.0,
+            cfg_rescale: 0.0,
+            seed: 0,
+            count: 1,
+            batch: 1,
+            clip_skip: None,
+            emphasis: Emphasis::default(),
+            eta: None,
+            init: None,
+            noise: None,
+            preview_every: 0,
+        }
+    }
+}
+
+/// Larger sides are refused before memory is asked for.
+const MAX_SIDE_PX: usize = 8192;
+
+impl GenerateRequest {
+    /// A request with defaults for everything else.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+
+    pub(super) fn text_options(&self) -> TextOptions {
+        TextOptions { clip_skip: self.clip_skip, emphasis: self.emphasis }
+    }
+
+    /// Width and height in pixels on `pipeline`.
+    ///
+    /// # Errors
+    /// If the model cannot draw that size.
+    pub fn size_on(&self, pipeline: &Pipeline) -> Result<(usize, usize)> {
+        let native = pipeline.native_size_px();
+        let (width, height) = self.size_px.unwrap_or((native, native));
+        // The network halves its input at every level but the last.
+        let levels = pipeline.unet.config().block_out_channels.len();
+        let multiple = pipeline.downscale() << levels.saturating_sub(1);
+        for side in [width, height] {
+            if side == 0 || side > MAX_SIDE_PX || !side.is_multiple_of(multiple) {
+                return Err(Error::invalid(format!(
+                    "cannot draw {width}x{height}: expected sides that are multiples of {multiple}, at most {MAX_SIDE_PX}"
+                ))
+                .with_hint(format!("the nearest is {}", nearest((width, height), multiple))));
+            }
+        }
+        Ok((width, height))
+    }
+
+    pub(super) fn check(&self, pipeline: &Pipeline) -> Result<()> {
+        let channels = (pipeline.unet.config().in_channels, pipeline.vae.config().latent_channels);
+        if channels.0 != channels.1 {
+            return Err(Error::invalid(format!(
+                "{}: the network takes {} channels, expected {}: inpainting and editing models are not supported",
+                pipeline.origin, channels.0, channels.1
+            )));
+        }
+        for (name, value, low) in [("cfg scale", self.cfg_scale, 0.0), ("cfg rescale", self.cfg_rescale, 0.0)]
+        {
+            if !(value.is_finite() && value >= low) {
+                return Err(Error::invalid(format!(
+                    "{name} must be a number of at least {low}, found {value}"
+                )));
+            }
+        }
+        if self.count == 0 || self.batch == 0 {
+            return Err(Error::invalid("expected at least one picture"));
+        }
+        Ok(())
+    }
+}
+
+fn nearest((width, height): (usize, usize), multiple: usize) -> String {
+    let round = |side: usize| (side.min(MAX_SIDE_PX) + multiple / 2).max(multiple) / multiple * multiple;
+    format!("{}x{}", round(width), round(height))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_size_is_possible() {
+        assert_eq!(nearest((500, 0), 64), "512x64");
+        assert_eq!(nearest((479, 100_000), 64), "448x8192");
+    }
+}
