@@ -1,13 +1,16 @@
-//! Implicit matrix products: a tile of output pixels at a time, its neighbourhoods are laid out as rows
+//! Large 3×3 convolutions go through [`winograd`], the others are implicit matrix products: a tile of output pixels at a time, its neighbourhoods are laid out as rows
 //! (runs of contiguous channels) in a buffer that fits the cache, then multiplied by the kernel.
 //!
 //! Kernels are taken as (out, kh · kw · in), channels last.
 
 use rayon::prelude::*;
 
-use super::Sizes;
+use super::{
+    Sizes,
+    winograd::{self, Kernel, Term},
+};
 use crate::ops::{
-    cpu::{Mat, MatMut, Threads, gemm},
+    cpu::{Mat, MatMut, Threads, gemm, products_together, together},
     linear::cpu::scale_columns,
     low_rank::BranchValues,
 };
@@ -20,14 +23,58 @@ pub(super) fn forward(
     branch: Option<&BranchValues<'_>>,
     s: Sizes,
 ) -> (Vec<f32>, Vec<f32>) {
+    let out = weight.len() / s.window();
+    if !winograd::pays(s, out) {
+        return gathered(x, weight, bias, branch, s);
+    }
+    let mut y = vec![0.0; s.pixels() * out];
+    if let Some(bias) = bias {
+        y.par_chunks_mut(out).with_min_len(together(out)).for_each(|y| y.copy_from_slice(bias));
+    }
+    let term = Term { input: x, sizes: s, kernel: Kernel::new(weight, s.c) };
+    let Some(BranchValues { down, up, scale }) = branch else {
+        winograd::add(&[term], &mut y, None);
+        return (y, Vec::new());
+    };
+    let rank = scale.len();
+    let mut z = vec![0.0; s.pixels() * rank];
+    winograd::add(&[term], &mut y, Some((&Kernel::new(down, s.c), &mut z)));
+    scale_columns(&mut z, scale);
+    let (y_rows, z_rows) = (MatMut::new(&mut y, s.pixels(), out), Mat::new(&z, s.pixels(), rank));
+    gemm(y_rows, true, z_rows, Mat::new(up, out, rank).t(), 1.0, Threads::All);
+    (y, z)
+}
+
+/// (out, in, taps) to (out, taps, in).
+pub(super) fn channels_last(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
+    let mut turned = vec![0.0; weight.len()];
+    let rows =
+        turned.par_chunks_mut(c * taps).zip(weight.par_chunks(c * taps)).with_min_len(together(c * taps));
+    rows.for_each(|(turned, weight)| {
+        for (tap, turned) in turned.chunks_exact_mut(c).enumerate() {
+            turned.iter_mut().zip(weight[tap..].iter().step_by(taps)).for_each(|(t, w)| *t = *w);
+        }
+    });
+    turned
+}
+
+/// The direct sum, tile by tile.
+fn gathered(
+    x: &[f32],
+    weight: &[f32],
+    bias: Option<&[f32]>,
+    branch: Option<&BranchValues<'_>>,
+    s: Sizes,
+) -> (Vec<f32>, Vec<f32>) {
     let window = s.window();
     let (out, rank) = (weight.len() / window, branch.map_or(1, |b| b.scale.len()));
     let branch = branch.map(|b| (&*b.down, &*b.up, &*b.scale));
     // At least one value a pixel, so that the tiles of y and z are as many.
     let (mut y, mut z) = (vec![0.0; s.pixels() * out], vec![0.0; s.pixels() * rank]);
     let (tile, threads) = s.tiling();
-    let tiles = y.par_chunks_mut(tile * out).zip(z.par_chunks_mut(tile * rank)).enumerate();
-    tiles.for_each_init(Vec::new, |columns, (i, (y, z))| {
+    let tiles = y.par_chunks_mut(tile * out).zip(z.par_chunks_mut(tile * rank));
+    let tiles = tiles.with_min_len(products_together(tile * window * out));
+    tiles.enumerate().for_each_init(Vec::new, |columns, (i, (y, z))| {
         let rows = y.len() / out;
         gather(x, s, i * tile, rows, columns);
         let columns = Mat::new(columns, rows, window);
@@ -54,7 +101,25 @@ pub(super) fn forward(
 
 /// Σ over `terms` (gradient, kernel) of the gradient of x, (b h w, in).
 pub(super) fn input_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
-    if s.stride == 1 { gathered_gradient(terms, s) } else { scattered_gradient(terms, s) }
+    if s.stride != 1 {
+        return scattered_gradient(terms, s);
+    }
+    let outs: Vec<usize> = terms.iter().map(|(_, weight)| weight.len() / s.window()).collect();
+    if !winograd::pays(s.transposed(outs.first().copied().unwrap_or_default()), s.c) {
+        return gathered_gradient(terms, s);
+    }
+    let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
+    let terms: Vec<Term<'_>> = terms
+        .iter()
+        .zip(&outs)
+        .map(|((input, weight), out)| Term {
+            input,
+            sizes: s.transposed(*out),
+            kernel: Kernel::backward(weight, s.c),
+        })
+        .collect();
+    winograd::add(&terms, &mut gx, None);
+    gx
 }
 
 /// Stride 1: a convolution of the gradient with the flipped kernel.
@@ -69,7 +134,9 @@ fn gathered_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
     // All terms share a tile; the first is the widest.
     let (tile, threads) = terms.first().map_or((1, Threads::One), |(_, s, _)| s.tiling());
-    gx.par_chunks_mut(tile * s.c).enumerate().for_each_init(Vec::new, |columns, (i, gx)| {
+    let window = terms.first().map_or(1, |(_, s, _)| s.window());
+    let tiles = gx.par_chunks_mut(tile * s.c).with_min_len(products_together(tile * window * s.c));
+    tiles.enumerate().for_each_init(Vec::new, |columns, (i, gx)| {
         let rows = gx.len() / s.c;
         for (term, (g, sizes, weight)) in terms.iter().enumerate() {
             gather(g, *sizes, i * tile, rows, columns);

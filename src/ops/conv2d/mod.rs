@@ -3,6 +3,7 @@
 mod composed;
 mod cpu;
 pub(crate) mod reference;
+mod winograd;
 
 use candle_core::{DType, Tensor};
 
@@ -71,15 +72,21 @@ pub fn conv2d(
 }
 
 /// The same weight (o, i, kh, kw), laid out in memory as the CPU kernel reads it (o, kh, kw, i).
-/// On other devices, the weight itself.
+/// On other devices, or if it is a view of something else, the weight itself.
 ///
 /// # Errors
 /// If the weight has not four dimensions.
 pub fn channels_last(weight: &Tensor) -> Result<Tensor> {
-    if !weight.device().is_cpu() {
+    // Views are left alone: a broadcast one may stand for far more values than there is memory.
+    if !weight.device().is_cpu() || !weight.is_contiguous() || weight.track_op() || weight.elem_count() == 0 {
         return Ok(weight.clone());
     }
-    Ok(weight.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))?)
+    if weight.dtype() != DType::F32 {
+        return Ok(weight.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))?);
+    }
+    let (o, i, kh, kw) = weight.dims4()?;
+    let turned = cpu::channels_last(&Values::of(weight)?, i, kh * kw);
+    Ok(narrow(turned, (o, kh, kw, i), DType::F32)?.permute((0, 3, 1, 2))?)
 }
 
 /// The sizes of a convolution.
@@ -268,6 +275,8 @@ mod tests {
         let (x, weight, bias) = (random(0, &[b, h, w, i])?, random(1, &[o, i, kh, kw])?, random(2, &[o])?);
         let (down, up, scale) = (random(3, &[r, i, kh, kw])?, random(4, &[o, r])?, random(5, &[r])?);
         let packed = channels_last(&weight)?;
+        close(&packed, &weight, 0.0)?;
+        assert!(packed.permute((0, 2, 3, 1))?.is_contiguous());
         check_op(
             &[&x, &down, &up],
             |t| {
@@ -325,6 +334,9 @@ mod tests {
         check_case(case((2, 8, 6), (5, 2), (3, 3), geometry(2, 0, 1)))?; // the VAE's encoder
         check_case(case((1, 4, 4), (3, 5), (1, 1), geometry(1, 0, 0)))?;
         check_case(case((1, 4, 5), (3, 5), (1, 1), geometry(2, 0, 0)))?;
+        // Winograd: pictures joined in a task, with parts left over; and split, with more than one task.
+        check_case(case((5, 15, 14), (17, 19), (3, 3), geometry(1, 1, 1)))?;
+        check_case(case((1, 33, 63), (16, 18), (3, 3), geometry(1, 0, 1)))?;
         // More than one tile, with a part left over.
         check_case(case((2, 17, 19), (6, 7), (3, 3), geometry(1, 1, 1)))?;
         check_case(case((1, 33, 35), (2, 3), (3, 3), geometry(2, 1, 1)))
