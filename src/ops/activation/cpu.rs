@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::Pointwise;
-use crate::ops::cpu::{CHUNK, math, simd};
+use crate::ops::cpu::{CHUNK, math, simd, together};
 
 /// f(x).
 pub(super) fn forward(kind: Pointwise, x: &[f32]) -> Vec<f32> {
@@ -13,7 +13,10 @@ pub(super) fn forward(kind: Pointwise, x: &[f32]) -> Vec<f32> {
         Pointwise::QuickGelu => quick_gelu,
     };
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| run(x, y));
+    y.par_chunks_mut(CHUNK)
+        .zip(x.par_chunks(CHUNK))
+        .with_min_len(together(CHUNK))
+        .for_each(|(y, x)| run(x, y));
     y
 }
 
@@ -26,7 +29,10 @@ pub(super) fn backward(kind: Pointwise, x: &[f32], g: &[f32]) -> Vec<f32> {
     };
     let mut gx = vec![0.0; x.len()];
     let operands = x.par_chunks(CHUNK).zip(g.par_chunks(CHUNK));
-    gx.par_chunks_mut(CHUNK).zip(operands).for_each(|(gx, (x, g))| run(x, g, gx));
+    gx.par_chunks_mut(CHUNK)
+        .zip(operands)
+        .with_min_len(together(CHUNK))
+        .for_each(|(gx, (x, g))| run(x, g, gx));
     gx
 }
 
@@ -34,7 +40,8 @@ pub(super) fn backward(kind: Pointwise, x: &[f32], g: &[f32]) -> Vec<f32> {
 pub(super) fn geglu(x: &[f32], d: usize) -> Vec<f32> {
     let mut y = vec![0.0; x.len() / 2];
     let rows = rows_per_task(d);
-    y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * 2 * d)).for_each(|(y, x)| geglu_rows(x, d, y));
+    let tasks = y.par_chunks_mut(rows * d).zip(x.par_chunks(rows * 2 * d)).with_min_len(together(rows * d));
+    tasks.for_each(|(y, x)| geglu_rows(x, d, y));
     y
 }
 
@@ -43,7 +50,8 @@ pub(super) fn geglu_backward(x: &[f32], g: &[f32], d: usize) -> Vec<f32> {
     let mut gx = vec![0.0; x.len()];
     let rows = rows_per_task(d);
     let operands = x.par_chunks(rows * 2 * d).zip(g.par_chunks(rows * d));
-    gx.par_chunks_mut(rows * 2 * d).zip(operands).for_each(|(gx, (x, g))| geglu_rows_backward(x, g, d, gx));
+    let tasks = gx.par_chunks_mut(rows * 2 * d).zip(operands).with_min_len(together(rows * 2 * d));
+    tasks.for_each(|(gx, (x, g))| geglu_rows_backward(x, g, d, gx));
     gx
 }
 

@@ -44,8 +44,8 @@ pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
 /// If the last dimension is odd.
 pub fn geglu(x: &Tensor) -> Result<Tensor> {
     let width = x.dim(D::Minus1)?;
-    if width % 2 != 0 {
-        return Err(Error::invalid(format!("geglu expects an even last dimension, got {width}")));
+    if width == 0 || width % 2 != 0 {
+        return Err(Error::invalid(format!("geglu expects an even, non-zero last dimension, got {width}")));
     }
     let value = geglu_forward(&x.detach())?;
     function::apply(Output::Fresh(value), [x], |t, g| Ok(vec![Some(geglu_backward(&t[0], g)?)]))

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::cpu::{Mat, MatMut, Threads, gemm, math, simd};
+use crate::ops::cpu::{Mat, MatMut, Threads, gemm, math, products_together, simd, together};
 
 /// Queries of a block.
 const QUERIES: usize = 64;
@@ -43,9 +43,12 @@ pub(super) struct Operands<'a> {
 /// The output (b, n, d).
 pub(super) fn forward(t: Operands<'_>, s: Sizes) -> Vec<f32> {
     let mut out = vec![0.0; t.q.len()];
-    out.par_chunks_mut(s.n * s.d).enumerate().for_each(|(b, out)| {
+    let pictures = out.par_chunks_mut(s.n * s.d).with_min_len(products_together(2 * s.n * s.m * s.d));
+    pictures.enumerate().for_each(|(b, out)| {
         let t = t.picture(b, s);
-        out.par_chunks_mut(QUERIES * s.d).enumerate().for_each_init(Vec::new, |scores, (block, out)| {
+        let blocks =
+            out.par_chunks_mut(QUERIES * s.d).with_min_len(products_together(2 * QUERIES * s.m * s.d));
+        blocks.enumerate().for_each_init(Vec::new, |scores, (block, out)| {
             let first = block * QUERIES;
             let rows = out.len() / s.d;
             let keys = s.visible(first + rows);
@@ -67,6 +70,7 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
     let batch = t.q.len() / (s.n * s.d);
     let heads: Vec<[Vec<f32>; 3]> = (0..batch * s.heads)
         .into_par_iter()
+        .with_min_len(products_together(5 * s.n * s.m * s.head_width()))
         .map(|i| {
             let b = i / s.heads;
             head_backward(t.picture(b, s), s, i % s.heads, &g[b * s.n * s.d..(b + 1) * s.n * s.d])
@@ -76,7 +80,7 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
         let rows = if which == 0 { s.n } else { s.m };
         let width = s.head_width();
         let mut joined = vec![0.0; batch * rows * s.d];
-        joined.par_chunks_mut(s.d).enumerate().for_each(|(row, joined)| {
+        joined.par_chunks_mut(s.d).with_min_len(together(s.d)).enumerate().for_each(|(row, joined)| {
             let (b, row) = (row / rows, row % rows);
             for (head, joined) in joined.chunks_exact_mut(width).enumerate() {
                 joined.copy_from_slice(&heads[b * s.heads + head][which][row * width..(row + 1) * width]);

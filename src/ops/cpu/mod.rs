@@ -18,6 +18,18 @@ use crate::error::{Error, Result};
 /// How many values one parallel task of an elementwise kernel handles: a share of the L2 cache.
 pub(crate) const CHUNK: usize = 1 << 14;
 
+/// How many parallel tasks of `cost` each (values of an elementwise kernel) belong together: waking a thread takes longer
+/// than a small task.
+pub(crate) fn together(cost: usize) -> usize {
+    const WORTH_A_THREAD: usize = 1 << 15;
+    WORTH_A_THREAD.div_ceil(cost.max(1))
+}
+
+/// The same for a product of `multiplications`.
+pub(crate) fn products_together(multiplications: usize) -> usize {
+    together(multiplications / 32)
+}
+
 /// The tensor as the kernels take it: f32 and contiguous. A tensor that is so already is not copied.
 pub(crate) fn widen(t: &Tensor) -> Result<Tensor> {
     Ok(t.to_dtype(DType::F32)?.contiguous()?)

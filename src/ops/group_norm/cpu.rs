@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use super::GroupNorm;
-use crate::ops::cpu::{CHUNK, math, simd};
+use crate::ops::cpu::{CHUNK, math, simd, together};
 
 /// Mean and 1 / standard deviation of each (picture, group).
 pub(super) type Moments = Vec<(f32, f32)>;
@@ -36,13 +36,15 @@ impl Pictures<'_> {
 /// The normalised pictures and what the backward pass needs of them.
 pub(super) fn forward(p: Pictures<'_>, norm: GroupNorm) -> (Vec<f32>, Moments) {
     let (c, size, block) = (p.channels(), p.size(), p.block());
-    let moments: Moments =
-        p.x.par_chunks(size).flat_map_iter(|x| picture_moments(x, c, block, norm)).collect();
+    let pictures = p.x.par_chunks(size).with_min_len(together(size));
+    let moments: Moments = pictures.map(|x| picture_moments(x, c, block, norm)).collect::<Vec<_>>().concat();
     let mut y = vec![0.0; p.x.len()];
-    y.par_chunks_mut(size).zip(p.x.par_chunks(size)).enumerate().for_each(|(i, (y, x))| {
+    let pictures = y.par_chunks_mut(size).zip(p.x.par_chunks(size)).with_min_len(together(size));
+    pictures.enumerate().for_each(|(i, (y, x))| {
         let (scale, shift) = affine(p, norm, &moments[i * norm.groups..]);
         let run = if norm.then_silu { normalise_silu } else { normalise };
-        y.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(y, x)| run(x, &scale, &shift, y));
+        let blocks = y.par_chunks_mut(block).zip(x.par_chunks(block)).with_min_len(together(block));
+        blocks.for_each(|(y, x)| run(x, &scale, &shift, y));
     });
     (y, moments)
 }
@@ -55,13 +57,15 @@ pub(super) fn backward(p: Pictures<'_>, norm: GroupNorm, moments: &Moments, g: &
     let (c, size, block) = (p.channels(), p.size(), p.block());
     let mut gx = vec![0.0; p.x.len()];
     let operands = p.x.par_chunks(size).zip(g.par_chunks(size));
-    gx.par_chunks_mut(size).zip(operands).enumerate().for_each(|(i, (gx, (x, g)))| {
+    let pictures = gx.par_chunks_mut(size).zip(operands).with_min_len(together(size));
+    pictures.enumerate().for_each(|(i, (gx, (x, g)))| {
         let moments = &moments[i * norm.groups..(i + 1) * norm.groups];
         let (scale, shift) = affine(p, norm, moments);
         let blocks = x.par_chunks(block).zip(g.par_chunks(block));
         let sums: Vec<Sums> = gx
             .par_chunks_mut(block)
             .zip(blocks)
+            .with_min_len(together(block))
             .map(|(gx, (x, g))| {
                 let mut sums = Sums::new(c);
                 gx.copy_from_slice(g);
@@ -73,9 +77,8 @@ pub(super) fn backward(p: Pictures<'_>, norm: GroupNorm, moments: &Moments, g: &
             })
             .collect();
         let (slope, curve, offset) = gradient_terms(p, moments, &sums);
-        gx.par_chunks_mut(block).zip(x.par_chunks(block)).for_each(|(gx, x)| {
-            finish_gradient(x, &slope, &curve, &offset, gx);
-        });
+        let blocks = gx.par_chunks_mut(block).zip(x.par_chunks(block)).with_min_len(together(block));
+        blocks.for_each(|(gx, x)| finish_gradient(x, &slope, &curve, &offset, gx));
     });
     gx
 }
@@ -132,6 +135,7 @@ fn gradient_terms(p: Pictures<'_>, moments: &[(f32, f32)], sums: &[Sums]) -> (Ve
 fn picture_moments(x: &[f32], c: usize, block: usize, norm: GroupNorm) -> Moments {
     let blocks: Vec<(f64, Vec<f32>, Vec<f32>)> = x
         .par_chunks(block)
+        .with_min_len(together(block))
         .map(|x| {
             let pixels = (x.len() / c) as f32;
             let (mut mean, mut squares) = (vec![0.0; c], vec![0.0; c]);

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::ops::cpu::{CHUNK, math, simd};
+use crate::ops::cpu::{CHUNK, math, simd, together};
 
 /// Rows of d values, normalised, scaled and shifted.
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
@@ -21,7 +21,8 @@ pub(super) fn backward(x: &[f32], weight: &[f32], g: &[f32], eps: f32) -> Vec<f3
     let mut gx = vec![0.0; x.len()];
     let rows = (CHUNK / d).max(1);
     let operands = x.par_chunks(rows * d).zip(g.par_chunks(rows * d));
-    gx.par_chunks_mut(rows * d).zip(operands).for_each(|(gx, (x, g))| rows_backward(x, weight, g, eps, gx));
+    let tasks = gx.par_chunks_mut(rows * d).zip(operands).with_min_len(together(rows * d));
+    tasks.for_each(|(gx, (x, g))| rows_backward(x, weight, g, eps, gx));
     gx
 }
 

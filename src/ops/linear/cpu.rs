@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::ops::{
-    cpu::{Mat, MatMut, Threads, gemm},
+    cpu::{Mat, MatMut, Threads, gemm, products_together},
     low_rank::BranchValues,
 };
 
@@ -34,23 +34,23 @@ pub(super) fn forward(
     let (mut y, mut z) = (vec![0.0; m * outputs], vec![0.0; m * rank]);
     let threads = threads(m);
     let branch = branch.map(|b| (&*b.down, &*b.up, &*b.scale));
-    y.par_chunks_mut(TILE * outputs).zip(z.par_chunks_mut(TILE * rank)).enumerate().for_each(
-        |(tile, (y, z))| {
-            let rows = y.len() / outputs;
-            let x = Mat::new(&x[tile * TILE * inputs..], rows, inputs);
-            if let Some(bias) = affine.bias {
-                y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
-            }
-            let weight = Mat::new(affine.weight, outputs, inputs);
-            gemm(MatMut::new(y, rows, outputs), affine.bias.is_some(), x, weight.t(), 1.0, threads);
-            if let Some((down, up, scale)) = branch {
-                gemm(MatMut::new(z, rows, rank), false, x, Mat::new(down, rank, inputs).t(), 1.0, threads);
-                scale_columns(z, scale);
-                let (z, up) = (Mat::new(z, rows, rank), Mat::new(up, outputs, rank));
-                gemm(MatMut::new(y, rows, outputs), true, z, up.t(), 1.0, threads);
-            }
-        },
-    );
+    let tiles = y.par_chunks_mut(TILE * outputs).zip(z.par_chunks_mut(TILE * rank));
+    let tiles = tiles.with_min_len(products_together(TILE * inputs * outputs));
+    tiles.enumerate().for_each(|(tile, (y, z))| {
+        let rows = y.len() / outputs;
+        let x = Mat::new(&x[tile * TILE * inputs..], rows, inputs);
+        if let Some(bias) = affine.bias {
+            y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
+        }
+        let weight = Mat::new(affine.weight, outputs, inputs);
+        gemm(MatMut::new(y, rows, outputs), affine.bias.is_some(), x, weight.t(), 1.0, threads);
+        if let Some((down, up, scale)) = branch {
+            gemm(MatMut::new(z, rows, rank), false, x, Mat::new(down, rank, inputs).t(), 1.0, threads);
+            scale_columns(z, scale);
+            let (z, up) = (Mat::new(z, rows, rank), Mat::new(up, outputs, rank));
+            gemm(MatMut::new(y, rows, outputs), true, z, up.t(), 1.0, threads);
+        }
+    });
     (y, z)
 }
 
@@ -79,7 +79,8 @@ pub(super) fn input_gradient(
     let Affine { inputs, outputs, weight, .. } = affine;
     let mut gx = vec![0.0; m * inputs];
     let threads = threads(m);
-    gx.par_chunks_mut(TILE * inputs).enumerate().for_each(|(tile, gx)| {
+    let tiles = gx.par_chunks_mut(TILE * inputs).with_min_len(products_together(TILE * inputs * outputs));
+    tiles.enumerate().for_each(|(tile, gx)| {
         let rows = gx.len() / inputs;
         let g = Mat::new(&g[tile * TILE * outputs..], rows, outputs);
         gemm(MatMut::new(gx, rows, inputs), false, g, Mat::new(weight, outputs, inputs), 1.0, threads);

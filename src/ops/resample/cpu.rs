@@ -2,6 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::ops::cpu::together;
+
 /// (h, w) to (height, width), c values a pixel.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Resize {
@@ -14,7 +16,8 @@ pub(super) struct Resize {
 pub(super) fn forward(x: &[f32], r: Resize) -> Vec<f32> {
     let ((h, w), (height, width), c) = (r.from, r.to, r.c);
     let mut y = vec![0.0; x.len() / (h * w) * height * width];
-    y.par_chunks_mut(width * c).enumerate().for_each(|(row, y)| {
+    let rows = y.par_chunks_mut(width * c).with_min_len(together(width * c));
+    rows.enumerate().for_each(|(row, y)| {
         let (b, row) = (row / height, row % height);
         let x = &x[(b * h + row * h / height) * w * c..][..w * c];
         for (column, y) in y.chunks_exact_mut(c).enumerate() {
@@ -28,7 +31,8 @@ pub(super) fn forward(x: &[f32], r: Resize) -> Vec<f32> {
 pub(super) fn backward(g: &[f32], r: Resize) -> Vec<f32> {
     let ((h, w), (height, width), c) = (r.from, r.to, r.c);
     let mut gx = vec![0.0; g.len() / (height * width) * h * w];
-    gx.par_chunks_mut(w * c).enumerate().for_each(|(row, gx)| {
+    let rows = gx.par_chunks_mut(w * c).with_min_len(together(height / h * width * c));
+    rows.enumerate().for_each(|(row, gx)| {
         let (b, row) = (row / h, row % h);
         // The targets t with ⌊t h / height⌋ = row.
         for target in (row * height).div_ceil(h)..((row + 1) * height).div_ceil(h) {
