@@ -31,8 +31,8 @@ pub enum Problem {
     Duplicate { paths: Vec<PathBuf> },
     /// A caption that needs more than one CLIP chunk.
     LongCaption { path: PathBuf, tokens: usize },
-    /// A picture smaller than its bucket: it is enlarged.
-    Upscaled { path: PathBuf, size_px: (u32, u32), bucket: Bucket },
+    /// Pictures smaller than their bucket: they are enlarged.
+    Upscaled { paths: Vec<PathBuf>, bucket: Bucket },
     /// Transparency, laid on white.
     Alpha { paths: Vec<PathBuf> },
 }
@@ -52,30 +52,27 @@ impl fmt::Display for Problem {
             Self::Layout { path, reason } | Self::BadCaption { path, reason } => {
                 write!(f, "{}: {reason}", path.display())
             }
-            Self::MissingCaptions { paths, class } => write!(
-                f,
-                "{} no caption, `{class}` is used: {}",
-                if paths.len() == 1 {
-                    "1 picture has".into()
-                } else {
-                    format!("{} pictures have", paths.len())
-                },
-                some(paths)
-            ),
+            Self::MissingCaptions { paths, class } => {
+                write!(f, "{} without a caption, `{class}` is used: {}", pictures(paths.len()), some(paths))
+            }
             Self::Duplicate { paths } => write!(f, "the same picture {} times: {}", paths.len(), some(paths)),
             Self::LongCaption { path, tokens } => write!(
                 f,
                 "{}: the caption has {tokens} tokens, more than the {CLIP_TOKENS} of one chunk",
                 path.display()
             ),
-            Self::Upscaled { path, size_px: (w, h), bucket } => {
-                write!(f, "{}: {w}x{h} px is enlarged to {bucket} and will be soft", path.display())
+            Self::Upscaled { paths, bucket } => {
+                write!(f, "{} enlarged to {bucket}, which blurs: {}", pictures(paths.len()), some(paths))
             }
             Self::Alpha { paths } => {
-                write!(f, "transparency laid on white in {} of the pictures: {}", paths.len(), some(paths))
+                write!(f, "{} with transparency, laid on white: {}", pictures(paths.len()), some(paths))
             }
         }
     }
+}
+
+fn pictures(n: usize) -> String {
+    if n == 1 { "1 picture".into() } else { format!("{n} pictures") }
 }
 
 /// The first few names.
@@ -98,11 +95,24 @@ pub struct Report {
     pub problems: Vec<Problem>,
 }
 
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} pictures, {} seen in an epoch", self.images, self.samples_per_epoch)?;
+        let buckets: Vec<String> = self.buckets.iter().map(|(size, n)| format!("{size} ({n})")).collect();
+        writeln!(f, "sizes: {}", buckets.join(", "))?;
+        if self.problems.is_empty() {
+            return writeln!(f, "nothing to complain about");
+        }
+        self.problems.iter().try_for_each(|problem| writeln!(f, "- {problem}"))
+    }
+}
+
 /// Examines a scanned folder. `count_tokens` gives a caption's CLIP tokens without start and end.
 pub fn examine(dataset: &Dataset, count_tokens: Option<&dyn Fn(&str) -> usize>) -> Report {
     let mut problems = dataset.problems().to_vec();
     problems.extend(missing_captions(dataset));
     problems.extend(duplicates(dataset));
+    problems.extend(upscaled(dataset));
     let paths = |keep: &dyn Fn(&super::Item) -> bool| -> Vec<PathBuf> {
         dataset.items().iter().filter(|i| keep(i)).map(|i| i.path.clone()).collect()
     };
@@ -111,10 +121,6 @@ pub fn examine(dataset: &Dataset, count_tokens: Option<&dyn Fn(&str) -> usize>) 
         problems.push(Problem::Alpha { paths: alpha });
     }
     for item in dataset.items() {
-        if item.placement.upscaled {
-            let (size_px, bucket) = (item.size_px, item.placement.bucket);
-            problems.push(Problem::Upscaled { path: item.path.clone(), size_px, bucket });
-        }
         let tokens = count_tokens.map_or(0, |count| count(&item.caption));
         if tokens > CLIP_TOKENS {
             problems.push(Problem::LongCaption { path: item.path.clone(), tokens });
@@ -126,6 +132,14 @@ pub fn examine(dataset: &Dataset, count_tokens: Option<&dyn Fn(&str) -> usize>) 
         buckets: dataset.bucket_counts().into_iter().map(|(b, n)| (b.to_string(), n)).collect(),
         problems,
     }
+}
+
+fn upscaled(dataset: &Dataset) -> Vec<Problem> {
+    let mut by_bucket: BTreeMap<Bucket, Vec<PathBuf>> = BTreeMap::new();
+    for item in dataset.items().iter().filter(|i| i.placement.upscaled) {
+        by_bucket.entry(item.placement.bucket).or_default().push(item.path.clone());
+    }
+    by_bucket.into_iter().map(|(bucket, paths)| Problem::Upscaled { paths, bucket }).collect()
 }
 
 fn missing_captions(dataset: &Dataset) -> Vec<Problem> {
