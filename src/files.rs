@@ -107,7 +107,7 @@ fn sync_folder(folder: &Path) {
 pub(crate) fn failure(path: &Path, source: std::io::Error) -> Error {
     let hint = match source.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => "choose a folder you may write to",
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             "free some space or write to another disk; nothing was left half written"
         }
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "a part of the path is a file, not a folder",

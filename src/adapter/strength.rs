@@ -26,6 +26,16 @@ impl Strength {
         Self { unet, text_encoder }
     }
 
+    /// The weight in the denoising network.
+    pub fn unet(&self) -> f64 {
+        self.unet
+    }
+
+    /// The weight in the text encoders.
+    pub fn text_encoder(&self) -> f64 {
+        self.text_encoder
+    }
+
     /// The weight on one layer.
     pub fn at(&self, layer: &LayerPath) -> f64 {
         match layer.part {

@@ -1,0 +1,151 @@
+//! `scumble generate`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args as ClapArgs;
+use serde_json::json;
+
+use super::{
+    Context,
+    loras::{self, LoraArg},
+    recipe, setup,
+};
+use crate::{
+    diffusion::{Sampler, SigmaSchedule},
+    error::{Error, Result},
+    files,
+    pipeline::{Generated, infotext},
+    progress::Observer,
+    prompt::emphasis::Emphasis,
+};
+
+/// Options of `generate`. What is left out comes from `--from`'s picture, if there is one, else from the defaults.
+#[derive(Debug, Default, ClapArgs)]
+pub(super) struct Args {
+    /// What to draw: "a (red:1.2) fox, BREAK, snow <lora:my-style:0.8>"
+    #[arg(required_unless_present = "from")]
+    pub prompt: Option<String>,
+    /// What to keep out
+    #[arg(long, short, value_name = "PROMPT", alias = "negative-prompt")]
+    pub negative: Option<String>,
+    /// mini, sd15, sdxl, a hub id (owner/name[@revision]), a diffusers folder, or a .safetensors file [default: mini]
+    #[arg(long, short)]
+    pub model: Option<String>,
+    /// A style and its weight, as often as you like: my-style.safetensors:0.8, or :unet=0.8,te=0.4
+    #[arg(long, short, value_name = "FILE[:WEIGHT]", value_parser = setup::hinted::<LoraArg>)]
+    pub lora: Vec<LoraArg>,
+    /// Where the styles named in prompts lie, as often as you like
+    #[arg(long, value_name = "FOLDER")]
+    pub lora_dir: Vec<PathBuf>,
+    /// Use a style of which some keys fit nothing
+    #[arg(long)]
+    pub allow_unmatched: bool,
+    /// Denoising steps [default: 25]
+    #[arg(long, short)]
+    pub steps: Option<usize>,
+    /// ddim, ddpm, euler, euler_a, heun, dpm2, dpmpp_2m, dpmpp_2s_a, dpmpp_sde, dpmpp_2m_sde, unipc, lcm [default: dpmpp_2m]
+    #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Sampler>)]
+    pub sampler: Option<Sampler>,
+    /// normal, karras, exponential, sgm_uniform, simple [default: karras]
+    #[arg(long, value_name = "NAME", alias = "schedule", value_parser = setup::hinted::<SigmaSchedule>)]
+    pub scheduler: Option<SigmaSchedule>,
+    /// How strongly the prompt pulls [default: 7]
+    #[arg(long, value_name = "SCALE", alias = "cfg-scale")]
+    pub cfg: Option<f64>,
+    /// Pull over-exposed pictures back, 0 to 1 [default: 0]
+    #[arg(long, value_name = "SHARE")]
+    pub cfg_rescale: Option<f64>,
+    /// The first picture's seed; the next has the next number [default: from the clock]
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Width and height in pixels [default: what the model was trained on]
+    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    pub size: Option<(usize, usize)>,
+    /// How many pictures [default: 1]
+    #[arg(long, short, value_name = "N")]
+    pub count: Option<usize>,
+    /// Pictures drawn together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
+    /// The folder for the pictures
+    #[arg(long, short, value_name = "FOLDER", default_value = "out")]
+    pub out: PathBuf,
+    /// A picture to start from (img2img)
+    #[arg(long, value_name = "PICTURE")]
+    pub init: Option<PathBuf>,
+    /// How much of it is redrawn, 0 to 1 [default: 0.75]
+    #[arg(long, value_name = "SHARE", alias = "denoising-strength")]
+    pub strength: Option<f64>,
+    /// The text encoder's layer that is read, 1 the last [default: the model's own]
+    #[arg(long, value_name = "N")]
+    pub clip_skip: Option<usize>,
+    /// Fresh noise of stochastic samplers [default: the sampler's own]
+    #[arg(long)]
+    pub eta: Option<f64>,
+    /// What weights in prompts do: original, no_norm, ignore [default: original]
+    #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Emphasis>)]
+    pub emphasis: Option<Emphasis>,
+    /// Repeat a picture by the recipe in its file; further options change single things
+    #[arg(long, value_name = "PICTURE")]
+    pub from: Option<PathBuf>,
+}
+
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
+    let plan = recipe::plan(args, context)?;
+    // Found out now and not after the first picture.
+    files::create_folder(&args.out)?;
+    check_writable(&args.out)?;
+    let (mut pipeline, model_hash) = setup::open_model(&plan.model, context)?;
+    if let (Some(expected), Some(found)) = (&plan.model_hash, &model_hash)
+        && expected != found
+    {
+        context.console.note(&format!(
+            "warning: the picture was drawn with another model (hash {expected}, this one has {found}): \
+             the result will differ"
+        ));
+    }
+    let used = loras::apply(&plan.loras, &mut pipeline, context)?;
+    let size_px = plan.request.size_on(&pipeline)?;
+    let mut number = next_number(&args.out);
+    let mut made = Vec::new();
+    let Context { console, cancel, .. } = context;
+    let mut save = |picture: Generated, _: &mut dyn Observer| {
+        let recipe = plan.recipe(picture.seed, size_px, &used, model_hash.clone());
+        let path = args.out.join(format!("{number:05}-{}.png", picture.seed));
+        infotext::write_png(&path, &picture.image, &recipe)?;
+        number += 1;
+        made.push((path, picture.seed));
+        Ok(())
+    };
+    let outcome = pipeline.generate_each(&plan.request, console, cancel, &mut save);
+    console.close();
+    // What was finished before an error or Ctrl-C is there and is named.
+    for (path, seed) in &made {
+        console
+            .result(&path.display().to_string(), &json!({ "event": "picture", "path": path, "seed": seed }));
+    }
+    outcome
+}
+
+/// One above the highest number in use.
+fn next_number(folder: &Path) -> u32 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.filter_map(|e| e.file_name().into_string().ok());
+    let numbers = names.filter_map(|n| n.split_once('-')?.0.parse::<u32>().ok());
+    numbers.max().map_or(1, |n| n.saturating_add(1))
+}
+
+fn check_writable(folder: &Path) -> Result<()> {
+    tempfile::NamedTempFile::new_in(folder)
+        .map(drop)
+        .map_err(|e| Error::io(folder, e).with_hint("choose a folder you may write to with `--out`"))
+}
+
+fn parse_size(text: &str) -> Result<(usize, usize)> {
+    let side = |s: &str| s.trim().parse::<usize>().ok();
+    let (width, height) = text.split_once(['x', 'X', '*', '×']).unwrap_or((text, text));
+    match (side(width), side(height)) {
+        (Some(width), Some(height)) => Ok((width, height)),
+        _ => Err(Error::invalid(format!("expected a size such as 512x512, found `{text}`"))),
+    }
+}

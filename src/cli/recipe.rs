@@ -1,0 +1,161 @@
+//! From options, and the recipe of an earlier picture, to a request; and back to a recipe.
+
+use std::path::{Path, PathBuf};
+
+use super::{Context, generate::Args, loras::Wanted, seed};
+use crate::{
+    error::{Error, Result},
+    pipeline::{
+        GenerateRequest, InitImage,
+        infotext::{self, LoraUse, Recipe},
+    },
+    prompt::tags,
+};
+
+/// Keys of ours that the web UI has no word for.
+const INIT_IMAGE: &str = "Init image";
+const CFG_RESCALE: &str = "CFG rescale";
+const EMPHASIS: &str = "Emphasis";
+
+/// What will be drawn.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub request: GenerateRequest,
+    pub model: String,
+    /// The model's hash in the recipe that is repeated.
+    pub model_hash: Option<String>,
+    pub loras: Wanted,
+    init: Option<PathBuf>,
+}
+
+/// Joins options and recipe: an option given by the user always wins.
+pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
+    let recipe = args.from.as_deref().map(read).transpose()?.unwrap_or_default();
+    let (prompt, tags) = match &args.prompt {
+        Some(typed) => tags::extract(typed)?,
+        None => (recipe.prompt.clone(), Vec::new()),
+    };
+    let mut named: Vec<LoraUse> = tags.into_iter().map(|tag| LoraUse { tag, hash: None }).collect();
+    if args.lora.is_empty() && named.is_empty() {
+        named.clone_from(&recipe.loras);
+    }
+    let init = args.init.clone().or_else(|| other(&recipe, INIT_IMAGE).map(PathBuf::from));
+    if init.is_none() && recipe.denoising_strength.is_some() {
+        return Err(Error::invalid(
+            "this picture was drawn over another one, which its recipe does not name",
+        )
+        .with_hint("name that picture with `--init`"));
+    }
+    if init.is_none() && args.strength.is_some() {
+        return Err(Error::invalid("`--strength` says how much of a picture is redrawn; there is none")
+            .with_hint("name one with `--init`"));
+    }
+    let request = GenerateRequest {
+        prompt,
+        init: open_init(init.as_deref(), args, &recipe)?,
+        ..request(args, &recipe)?
+    };
+    let mut folders = args.lora_dir.clone();
+    folders.extend(args.from.as_deref().and_then(Path::parent).map(folder_or_here));
+    folders.extend([PathBuf::from("."), PathBuf::from("loras"), args.out.clone()]);
+    let loras = Wanted { files: args.lora.clone(), named, folders, allow_unmatched: args.allow_unmatched };
+    if args.from.is_some() && args.model.is_none() && recipe.model.is_none() {
+        context.console.note("warning: the recipe names no model; `mini` is used");
+    }
+    let model = args.model.clone().or_else(|| recipe.model.clone()).unwrap_or_else(|| "mini".into());
+    Ok(Plan { request, model, model_hash: recipe.model_hash.filter(|_| args.model.is_none()), loras, init })
+}
+
+fn request(args: &Args, recipe: &Recipe) -> Result<GenerateRequest> {
+    let defaults = GenerateRequest::default();
+    let sampler = recipe.sampler.as_deref().map(str::parse).transpose();
+    let schedule = recipe.schedule.as_deref().map(str::parse).transpose();
+    let rescale = other(recipe, CFG_RESCALE).and_then(|v| v.parse().ok());
+    let emphasis = other(recipe, EMPHASIS).map(|v| v.to_lowercase().replace(' ', "_"));
+    let emphasis = emphasis.as_deref().map(str::parse).transpose();
+    Ok(GenerateRequest {
+        negative: args.negative.clone().unwrap_or_else(|| recipe.negative_prompt.clone()),
+        size_px: args.size.or(recipe.size_px),
+        steps: args.steps.or(recipe.steps).unwrap_or(defaults.steps),
+        sampler: args.sampler.map_or(sampler, |s| Ok(Some(s)))?.unwrap_or(defaults.sampler),
+        schedule: args.scheduler.map_or(schedule, |s| Ok(Some(s)))?.unwrap_or(defaults.schedule),
+        cfg_scale: args.cfg.or(recipe.cfg_scale).unwrap_or(defaults.cfg_scale),
+        cfg_rescale: args.cfg_rescale.or(rescale).unwrap_or(defaults.cfg_rescale),
+        seed: args.seed.or(recipe.seed).unwrap_or_else(seed::fresh),
+        count: args.count.unwrap_or(1),
+        batch: args.batch,
+        clip_skip: args.clip_skip.or(recipe.clip_skip),
+        emphasis: args.emphasis.map_or(emphasis, |e| Ok(Some(e)))?.unwrap_or_default(),
+        eta: args.eta.or(recipe.eta),
+        ..defaults
+    })
+}
+
+impl Plan {
+    /// What the file of one picture says.
+    pub fn recipe(
+        &self,
+        seed: u64,
+        size_px: (usize, usize),
+        loras: &[LoraUse],
+        model_hash: Option<String>,
+    ) -> Recipe {
+        let request = &self.request;
+        let mut other = Vec::new();
+        if request.cfg_rescale != 0.0 {
+            other.push((CFG_RESCALE.to_owned(), request.cfg_rescale.to_string()));
+        }
+        if request.emphasis != Default::default() {
+            other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
+        }
+        if let Some(init) = &self.init {
+            let absolute = std::path::absolute(init).unwrap_or_else(|_| init.clone());
+            other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
+        }
+        Recipe {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative.clone(),
+            loras: loras.to_vec(),
+            steps: Some(request.steps),
+            sampler: Some(request.sampler.to_string()),
+            schedule: Some(request.schedule.to_string()),
+            cfg_scale: Some(request.cfg_scale),
+            seed: Some(seed),
+            size_px: Some(size_px),
+            model: Some(self.model.clone()),
+            model_hash,
+            denoising_strength: request.init.as_ref().map(|i| i.strength),
+            clip_skip: request.clip_skip,
+            eta: request.eta,
+            version: Some(infotext::this_version()),
+            other,
+        }
+    }
+}
+
+/// The recipe in a picture's file.
+fn read(path: &Path) -> Result<Recipe> {
+    match infotext::read_text(path)? {
+        Some(text) => Ok(Recipe::parse(&text)),
+        None => Err(Error::file(path, "the picture has no recipe in it")
+            .with_hint("messengers and galleries often strip it; use the file as it was saved")),
+    }
+}
+
+fn open_init(path: Option<&Path>, args: &Args, recipe: &Recipe) -> Result<Option<InitImage>> {
+    let Some(path) = path else { return Ok(None) };
+    let strength = args.strength.or(recipe.denoising_strength).unwrap_or(0.75);
+    if !(0.0..=1.0).contains(&strength) {
+        return Err(Error::invalid(format!("`--strength` must be from 0 to 1, found {strength}")));
+    }
+    let pixels = crate::dataset::decode::read(path, &crate::dataset::Limits::default())?.pixels;
+    Ok(Some(InitImage { pixels, strength }))
+}
+
+fn other<'a>(recipe: &'a Recipe, key: &str) -> Option<&'a str> {
+    recipe.other.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+}
+
+fn folder_or_here(folder: &Path) -> PathBuf {
+    if folder.as_os_str().is_empty() { ".".into() } else { folder.to_path_buf() }
+}
