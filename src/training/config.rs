@@ -1,0 +1,318 @@
+//! The training configuration: this struct *is* the TOML file, and every `scumble train` flag sets one of its keys.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{AdamWConfig, LrSchedule, LrShape};
+use crate::{
+    adapter::{Group, TrainableSpec},
+    dataset::ScanOptions,
+    error::{Error, Result},
+};
+
+/// Everything a training run depends on. Unknown keys are errors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// The base: `mini`, a diffusers folder, a `.safetensors` file, or a hub id.
+    pub model: String,
+    /// The folder of pictures.
+    pub images: PathBuf,
+    /// The adapter to write.
+    pub out: PathBuf,
+    /// The style's name in the file; the file's own name if left out.
+    pub name: Option<String>,
+
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Pictures the network sees at once.
+    pub batch_size: usize,
+    /// Batches whose gradients are averaged into one step.
+    pub gradient_accumulation: usize,
+    /// All randomness follows from it.
+    pub seed: u64,
+
+    /// Width and height in pixels; the model's own size if left out.
+    pub resolution: Option<u32>,
+    /// Show pictures mirrored half of the time. Not for styles with writing or a left and a right.
+    pub random_flip: bool,
+
+    /// r, the size of the adapter.
+    pub rank: usize,
+    /// The adapter is scaled by alpha / rank; rank if left out.
+    pub alpha: Option<f64>,
+    /// Rank of convolutions larger than 1×1, if `layers` has `convolution`; rank if left out.
+    pub conv_rank: Option<usize>,
+    /// Their alpha; `conv_rank` if left out.
+    pub conv_alpha: Option<f64>,
+    /// Which of the UNet's layers are trained.
+    pub layers: BTreeSet<UnetLayers>,
+    /// Train the text encoders' attention and feed-forward layers, too.
+    pub train_text_encoder: bool,
+
+    /// The highest learning rate.
+    pub learning_rate: f64,
+    /// That of the text encoders; half the other's if left out.
+    pub text_encoder_lr: Option<f64>,
+    /// How it falls.
+    pub lr_schedule: LrShape,
+    /// Steps over which it climbs; a twentieth of all, at most 100, if left out.
+    pub warmup_steps: Option<u64>,
+    /// Longer gradients are shortened to this; 0 leaves them.
+    pub max_grad_norm: f64,
+    /// Min-SNR-γ; 0 counts all noise levels alike.
+    pub min_snr_gamma: f64,
+    /// Noise that is equal over a whole channel; 0 is off.
+    pub noise_offset: f64,
+    /// The text encoder's layer that is read, counted from the last = 1; the model's own if left out.
+    pub clip_skip: Option<usize>,
+
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `metal`.
+    pub device: String,
+    /// `auto`, `f32`, `f16`, `bf16`: what base weights and activations are held in.
+    pub dtype: String,
+    /// Use only what is on this machine.
+    pub offline: bool,
+    /// Compute activations a second time instead of keeping them: a third slower, a fraction of the memory.
+    pub gradient_checkpointing: bool,
+    /// Where latents are kept between runs; nowhere if left out.
+    pub cache: Option<PathBuf>,
+
+    /// `f16`, `bf16` or `f32`: what the adapter is written in.
+    pub save_dtype: String,
+    /// Steps between saves; 0 saves at the end only.
+    pub save_every: u64,
+    /// Go on from the state beside `out`, if there is one.
+    pub resume: bool,
+    /// Write nothing that differs from run to run (dates) into the adapter.
+    pub reproducible: bool,
+
+    /// AdamW's numbers.
+    pub optimizer: AdamWConfig,
+    /// How the folder is read.
+    pub dataset: ScanOptions,
+}
+
+/// A kind of layer of the UNet, as `layers` names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnetLayers {
+    /// q, k, v and out.
+    Attention,
+    /// The feed-forward layers behind it.
+    FeedForward,
+    /// The layers into and out of a transformer.
+    Projection,
+    /// Resnets and resamplers.
+    Convolution,
+}
+
+impl UnetLayers {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::FeedForward, Self::Projection, Self::Convolution];
+
+    /// The name in configuration files and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Attention => "attention",
+            Self::FeedForward => "feed_forward",
+            Self::Projection => "projection",
+            Self::Convolution => "convolution",
+        }
+    }
+
+    fn group(self) -> Group {
+        match self {
+            Self::Attention => Group::Attention,
+            Self::FeedForward => Group::FeedForward,
+            Self::Projection => Group::Projection,
+            Self::Convolution => Group::Convolution,
+        }
+    }
+}
+
+impl std::str::FromStr for UnetLayers {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let known = Self::ALL.map(Self::name);
+        Self::ALL.into_iter().find(|l| l.name() == s).ok_or_else(|| Error::unknown("kind of layer", s, known))
+    }
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            model: "mini".into(),
+            images: PathBuf::new(),
+            out: PathBuf::from("style.safetensors"),
+            name: None,
+            steps: 1000,
+            batch_size: 1,
+            gradient_accumulation: 1,
+            seed: 0,
+            resolution: None,
+            random_flip: false,
+            rank: 16,
+            alpha: None,
+            conv_rank: None,
+            conv_alpha: None,
+            layers: BTreeSet::from([UnetLayers::Attention]),
+            train_text_encoder: false,
+            learning_rate: 1e-4,
+            text_encoder_lr: None,
+            lr_schedule: LrShape::Cosine,
+            warmup_steps: None,
+            max_grad_norm: 1.0,
+            min_snr_gamma: 5.0,
+            noise_offset: 0.0,
+            clip_skip: None,
+            device: "auto".into(),
+            dtype: "auto".into(),
+            offline: false,
+            gradient_checkpointing: true,
+            cache: None,
+            save_dtype: "f16".into(),
+            save_every: 0,
+            resume: false,
+            reproducible: false,
+            optimizer: AdamWConfig::default(),
+            dataset: ScanOptions::default(),
+        }
+    }
+}
+
+impl TrainConfig {
+    /// Reads a TOML file. Relative paths stay relative to the working directory, as on the command line.
+    ///
+    /// # Errors
+    /// If it cannot be read or has an unknown key or a wrong value.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        Self::from_toml(&text).map_err(|e| e.context(path.display().to_string()))
+    }
+
+    /// Reads TOML text.
+    ///
+    /// # Errors
+    /// If it has an unknown key (with the nearest known one as the hint) or a wrong value.
+    pub fn from_toml(text: &str) -> Result<Self> {
+        toml::from_str(text).map_err(|e| explain(&e))
+    }
+
+    /// The file that [`TrainConfig::load`] reads.
+    ///
+    /// # Errors
+    /// If a path is not text.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string_pretty(self)
+            .map_err(|e| Error::invalid(format!("the configuration cannot be written: {e}")))
+    }
+
+    /// # Errors
+    /// If a value is out of range, naming its key.
+    pub fn check(&self) -> Result<()> {
+        let rules = [
+            (self.steps > 0, "steps", "at least 1"),
+            (self.batch_size > 0, "batch_size", "at least 1"),
+            (self.gradient_accumulation > 0, "gradient_accumulation", "at least 1"),
+            ((1..=1024).contains(&self.rank), "rank", "1 to 1024"),
+            (self.alpha.is_none_or(|a| a > 0.0), "alpha", "above 0"),
+            (self.conv_rank.is_none_or(|r| (1..=1024).contains(&r)), "conv_rank", "1 to 1024"),
+            (self.conv_alpha.is_none_or(|a| a > 0.0), "conv_alpha", "above 0"),
+            (self.learning_rate > 0.0 && self.learning_rate <= 1.0, "learning_rate", "above 0, at most 1"),
+            (self.text_encoder_lr.is_none_or(|lr| (0.0..=1.0).contains(&lr)), "text_encoder_lr", "0 to 1"),
+            (self.max_grad_norm >= 0.0, "max_grad_norm", "0 or more"),
+            (self.min_snr_gamma >= 0.0, "min_snr_gamma", "0 or more"),
+            ((0.0..=1.0).contains(&self.noise_offset), "noise_offset", "0 to 1"),
+            (self.clip_skip != Some(0), "clip_skip", "at least 1"),
+            (!self.layers.is_empty() || self.train_text_encoder, "layers", "at least one kind of layer"),
+            (self.out.file_name().is_some(), "out", "a file name"),
+        ];
+        for (holds, key, expected) in rules {
+            if !holds {
+                return Err(Error::invalid(format!(
+                    "training configuration: expected `{key}` to be {expected}"
+                )));
+            }
+        }
+        self.optimizer.check().map_err(|e| e.context("training configuration, `optimizer`"))
+    }
+
+    /// What is trained and how large.
+    pub fn trainable(&self) -> TrainableSpec {
+        let mut groups: BTreeSet<Group> = self.layers.iter().map(|l| l.group()).collect();
+        if self.train_text_encoder {
+            groups.extend([Group::TextAttention, Group::TextMlp]);
+        }
+        let conv = self.conv_rank.map(|rank| (rank, self.conv_alpha.unwrap_or(rank as f64)));
+        TrainableSpec {
+            groups,
+            rank: self.rank,
+            alpha: self.alpha.unwrap_or(self.rank as f64),
+            conv_rank_alpha: conv,
+            seed: self.seed,
+        }
+    }
+
+    /// The learning rate of every step.
+    pub fn lr(&self) -> LrSchedule {
+        LrSchedule {
+            peak: self.learning_rate,
+            shape: self.lr_schedule,
+            warmup_steps: self.warmup_steps.unwrap_or_else(|| (self.steps / 20).min(100)),
+            total_steps: self.steps,
+        }
+    }
+
+    /// The text encoders' learning rate as a share of the UNet's.
+    pub fn text_encoder_rate(&self) -> f64 {
+        self.text_encoder_lr.map_or(0.5, |lr| lr / self.learning_rate)
+    }
+
+    /// The style's name.
+    pub fn style_name(&self) -> String {
+        let stem = || self.out.file_stem().map(|s| s.to_string_lossy().into_owned());
+        self.name.clone().or_else(stem).unwrap_or_else(|| "style".into())
+    }
+}
+
+/// toml's message, with the nearest known key as the hint.
+fn explain(error: &toml::de::Error) -> Error {
+    let message = error.message();
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    if let (true, Some(key)) = (message.starts_with("unknown field"), quoted.next()) {
+        return Error::unknown("key", key, quoted);
+    }
+    Error::invalid(error.to_string().trim_end().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_round_trips() -> Result<()> {
+        let config = TrainConfig { alpha: Some(4.0), conv_rank: Some(8), resume: true, ..Default::default() };
+        assert_eq!(TrainConfig::from_toml(&config.to_toml()?)?, config);
+        assert_eq!(TrainConfig::from_toml("")?, TrainConfig::default());
+        config.check()
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let fail = |text: &str| TrainConfig::from_toml(text).expect_err(text);
+        let error = fail("learning_rat = 1e-4");
+        assert_eq!(error.to_string(), "unknown key `learning_rat`");
+        assert!(error.hint().unwrap_or_default().contains("did you mean `learning_rate`?"));
+        assert!(fail("[optimizer]\nbeta3 = 1").hint().unwrap_or_default().contains("`beta"));
+        assert!(fail("steps = \"many\"").to_string().contains("steps"));
+        let error = TrainConfig { rank: 0, ..Default::default() }.check().expect_err("rank 0");
+        assert!(error.to_string().contains("`rank` to be 1 to 1024"));
+    }
+}

@@ -1,0 +1,262 @@
+use std::{collections::BTreeMap, sync::Arc};
+
+use candle_core::{Device, Shape};
+
+use super::*;
+use crate::{
+    adapter::{Adapter, LoadOptions},
+    diffusion::{NoiseSchedule, Prediction},
+    models::{
+        AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig,
+        family::conventions, unet::config::PerBlock,
+    },
+    prompt::Tokenizer,
+    training::{LrShape, UnetLayers, base::Encoder},
+    weights::{Family, MemoryStore, RandomStore, Store as _, Weights},
+};
+
+/// Random weights with norms of 1 and biases of 0, so that activations keep their size.
+fn weights(shapes: BTreeMap<String, Shape>, seed: u64) -> Result<Weights> {
+    let random = RandomStore { shapes, seed };
+    let tensor = |name: &String| {
+        let tensor = random.load(name)?;
+        Ok((
+            name.clone(),
+            match tensor.rank() {
+                1 if name.ends_with("bias") => tensor.zeros_like()?,
+                1 => tensor.ones_like()?,
+                _ => tensor,
+            },
+        ))
+    };
+    let tensors = random.names().iter().map(tensor).collect::<Result<BTreeMap<_, _>>>()?;
+    Ok(Weights::new(Arc::new(MemoryStore(tensors)), DType::F32, Device::Cpu))
+}
+
+fn text_encoder(part: Part, seed: u64, config: &ClipTextConfig) -> Result<Encoder> {
+    let model = ClipTextModel::load(&weights(ClipTextModel::parameter_shapes(config)?, seed)?, config)?;
+    Ok(Encoder { part, model, tokenizer: Tokenizer::openai()? })
+}
+
+/// A model of SD1's or SDXL's shape with two levels of 16 and 32 channels; pictures are twice its latents' size.
+fn tiny_model(family: Family) -> Result<Base> {
+    let sdxl = family == Family::Sdxl;
+    let text = ClipTextConfig {
+        hidden_size: 16,
+        intermediate_size: 32,
+        projection_dim: 16,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        ..ClipTextConfig::default()
+    };
+    let encoders = if sdxl {
+        let projecting = ClipTextConfig {
+            architectures: Some(vec!["CLIPTextModelWithProjection".into()]),
+            ..text.clone()
+        };
+        vec![text_encoder(Part::TextEncoder, 1, &text)?, text_encoder(Part::TextEncoder2, 2, &projecting)?]
+    } else {
+        vec![text_encoder(Part::TextEncoder, 1, &text)?]
+    };
+    let unet = UNetConfig {
+        block_out_channels: vec![16, 32],
+        down_block_types: vec!["CrossAttnDownBlock2D".into(), "DownBlock2D".into()],
+        up_block_types: vec!["UpBlock2D".into(), "CrossAttnUpBlock2D".into()],
+        layers_per_block: PerBlock::All(1),
+        attention_head_dim: PerBlock::All(2),
+        cross_attention_dim: PerBlock::All(if sdxl { 32 } else { 16 }),
+        norm_num_groups: Some(4),
+        addition_embed_type: sdxl.then(|| "text_time".into()),
+        addition_time_embed_dim: sdxl.then_some(8),
+        projection_class_embeddings_input_dim: sdxl.then_some(16 + 6 * 8),
+        ..UNetConfig::default()
+    };
+    let vae = VaeConfig {
+        block_out_channels: vec![8, 8],
+        down_block_types: vec!["DownEncoderBlock2D".into(); 2],
+        up_block_types: vec!["UpDecoderBlock2D".into(); 2],
+        layers_per_block: 1,
+        norm_num_groups: 4,
+        ..VaeConfig::default()
+    };
+    let unet_weights = weights(UNet2DConditionModel::parameter_shapes(&unet)?, 3)?;
+    let vae_weights = weights(AutoencoderKl::parameter_shapes(&vae)?, 4)?;
+    Ok(Base {
+        origin: "tiny".into(),
+        conventions: conventions(family),
+        size_px: 16,
+        size_step_px: 4,
+        unet: UNet2DConditionModel::load(&unet_weights, &unet)?,
+        encoders,
+        vae: Some(AutoencoderKl::load(&vae_weights, &vae)?),
+        schedule: NoiseSchedule::stable_diffusion(Prediction::Epsilon),
+        device: Device::Cpu,
+        dtype: DType::F32,
+    })
+}
+
+/// A folder with `count` pictures of differently coloured stripes, and where to write.
+fn folder(count: u8) -> Result<(tempfile::TempDir, TrainConfig)> {
+    let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+    let images = folder.path().join("images");
+    files::create_folder(&images)?;
+    for i in 0..count {
+        let path = images.join(format!("{i}.png"));
+        let stripes = |x: u32, y: u32| image::Rgb([(x * 40 % 256) as u8, 60 * i, (y * 30 % 256) as u8]);
+        let picture = image::RgbImage::from_fn(16, 16 + 8 * u32::from(i % 2), stripes);
+        picture.save(&path).map_err(|e| Error::file(&path, e.to_string()))?;
+        files::write_bytes(images.join(format!("{i}.txt")), format!("stripes, number {i}").as_bytes())?;
+    }
+    let mut config = TrainConfig {
+        images,
+        out: folder.path().join("out/style.safetensors"),
+        steps: 6,
+        batch_size: 2,
+        rank: 4,
+        alpha: Some(2.0),
+        learning_rate: 1e-2,
+        warmup_steps: Some(0),
+        lr_schedule: LrShape::Constant,
+        layers: UnetLayers::ALL.into(),
+        save_dtype: "f32".into(),
+        reproducible: true,
+        ..TrainConfig::default()
+    };
+    config.dataset.buckets.step_px = 8;
+    config.dataset.captions.shuffle = true;
+    Ok((folder, config))
+}
+
+fn train(config: &TrainConfig, family: Family) -> Result<(TrainOutcome, Vec<f64>)> {
+    let mut losses = Vec::new();
+    let mut observer = |event: &Event<'_>| {
+        if let Event::Loss { loss, .. } = event {
+            losses.push(*loss);
+        }
+    };
+    let mut trainer = Trainer::with_model(config.clone(), tiny_model(family)?)?;
+    let outcome = trainer.run(&mut observer, &CancelToken::default())?;
+    Ok((outcome, losses))
+}
+
+fn bytes(config: &TrainConfig) -> Result<Vec<u8>> {
+    std::fs::read(&config.out).map_err(|e| Error::io(&config.out, e))
+}
+
+#[test]
+fn one_picture_is_learned() -> Result<()> {
+    let (_folder, config) = folder(1)?;
+    let config = TrainConfig { steps: 120, batch_size: 1, rank: 8, ..config };
+    let (outcome, losses) = train(&config, Family::Sd1)?;
+    let last = losses[119];
+    assert!(last < 0.6 * losses[4], "loss {} after 5 steps, {last} after 120", losses[4]);
+    assert_eq!(outcome, TrainOutcome::Finished { adapter: config.out.clone(), loss: last });
+    assert!(!state_path(&config.out).exists());
+    Ok(())
+}
+
+#[test]
+fn a_resumed_run_equals_an_uninterrupted_one() -> Result<()> {
+    let (_folder, config) = folder(3)?;
+    let config = TrainConfig {
+        gradient_accumulation: 2,
+        train_text_encoder: true,
+        noise_offset: 0.05,
+        random_flip: true,
+        ..config
+    };
+    train(&config, Family::Sd1)?;
+    let whole = bytes(&config)?;
+
+    let config = TrainConfig { out: config.out.with_file_name("other/style.safetensors"), ..config };
+    let config = TrainConfig { resume: true, ..config };
+    let cancel = CancelToken::default();
+    let mut observer = |event: &Event<'_>| {
+        if let Event::Loss { .. } = event {
+            cancel.cancel();
+        }
+    };
+    let mut trainer = Trainer::with_model(config.clone(), tiny_model(Family::Sd1)?)?;
+    let outcome = trainer.run(&mut observer, &cancel)?;
+    let TrainOutcome::Cancelled { adapter, checkpoint, step } = outcome else {
+        return Err(Error::invalid("six steps are over before one is told of"));
+    };
+    assert!((1..6).contains(&step));
+    assert_eq!(checkpoint, state_path(&config.out));
+    let table = NameTable::of(&mut tiny_model(Family::Sd1)?.parts())?;
+    let kept = Adapter::load(&adapter, &table, &LoadOptions::default())?;
+    assert_eq!(kept.metadata.get("ss_steps"), Some(step.to_string().as_str()));
+
+    let (_, losses) = train(&config, Family::Sd1)?;
+    assert_eq!(losses.len() as u64, 6 - step);
+    assert!(bytes(&config)? == whole, "the adapters differ");
+    Ok(())
+}
+
+#[test]
+fn checkpointing_changes_no_bit() -> Result<()> {
+    let (_folder, config) = folder(2)?;
+    let config = TrainConfig { steps: 2, train_text_encoder: true, ..config };
+    train(&config, Family::Sd1)?;
+    let with = bytes(&config)?;
+    let config = TrainConfig { gradient_checkpointing: false, ..config };
+    train(&config, Family::Sd1)?;
+    let table = NameTable::of(&mut tiny_model(Family::Sd1)?.parts())?;
+    let without = Adapter::load(&config.out, &table, &LoadOptions::default())?;
+    files::write_bytes(&config.out, &with)?;
+    let with = Adapter::load(&config.out, &table, &LoadOptions::default())?;
+    assert_eq!(format!("{:?}", with.layers), format!("{:?}", without.layers));
+    Ok(())
+}
+
+/// Two for each of the UNet's 79 layers (4 transformers of 8 + 2 + 2, 8 resnets of 3, 5 shortcuts, 2 resamplers) and 12
+/// of each text encoder. Every factor learns: `up` from the first step, `down` as soon as `up` is not 0. Only SDXL does
+/// not read the last layer of its first text encoder, whose 6 layers stay as they are.
+#[test]
+fn every_factor_has_a_gradient() -> Result<()> {
+    for (family, expected) in [(Family::Sd1, 182), (Family::Sdxl, 206 - 12)] {
+        let (_folder, config) = folder(2)?;
+        let config = TrainConfig { train_text_encoder: true, ..config };
+        let counts = on_large_stack(&mut (), |observer| {
+            let cancel = CancelToken::default();
+            let mut run = Run::prepare(&config, tiny_model(family)?, observer, &cancel)?;
+            let mut counts = Vec::new();
+            for step in 0..2 {
+                let tape = Tape::new(&Device::Cpu)?;
+                let batch = run.feed.batch(step, &run.model, Some(&tape))?;
+                let grads = tape.backward(&run.loss_of(&batch, Some(&tape))?)?;
+                let mut sum = Gradients::default();
+                sum.add(&run.trainable, &grads)?;
+                let alive = |g: &&Option<Tensor>| {
+                    let largest = g.as_ref().map(|g| g.abs()?.max_all()?.to_scalar::<f32>());
+                    largest.is_some_and(|v| v.is_ok_and(|v| v > 0.0))
+                };
+                counts.push(sum.0.iter().filter(alive).count());
+                run.advance(&cancel)?;
+            }
+            Ok((counts, run.names))
+        })?;
+        let (counts, names) = counts;
+        assert_eq!(counts, [expected / 2, expected], "{family} of {}", names.len());
+    }
+    Ok(())
+}
+
+#[test]
+fn failures_are_said_and_keep_the_state() -> Result<()> {
+    let (_folder, config) = folder(1)?;
+    let model = tiny_model(Family::Sd1)?;
+    let wild = TrainConfig { learning_rate: 1.0, steps: 40, max_grad_norm: 0.0, rank: 64, ..config.clone() };
+    let wild = TrainConfig { alpha: Some(1e16), ..wild };
+    let error = Trainer::with_model(wild.clone(), model)?.run(&mut (), &CancelToken::default());
+    let error = error.expect_err("values overflow");
+    assert!(error.to_string().contains("is not finite (captions `"), "{error}");
+    assert!(state_path(&wild.out).exists());
+
+    let elsewhere = TrainConfig { resume: true, rank: 8, out: wild.out.clone(), ..config.clone() };
+    let error = train(&elsewhere, Family::Sd1).expect_err("another rank");
+    assert!(error.hint().unwrap_or_default().contains("same rank"), "{error}");
+    let onto_folder = TrainConfig { out: config.images.clone(), ..config };
+    assert!(train(&onto_folder, Family::Sd1).expect_err("a folder").to_string().contains("is a folder"));
+    Ok(())
+}
