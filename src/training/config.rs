@@ -205,6 +205,39 @@ impl TrainConfig {
         toml::from_str(text).map_err(|e| explain(&e))
     }
 
+    /// This configuration with one key changed, as a command line says it: `("rank", "8")`, `("layers",
+    /// "attention,projection")`, `("optimizer.beta1", "0.95")`.
+    ///
+    /// # Errors
+    /// If there is no such key (with the nearest one as the hint), or it cannot have that value.
+    pub fn with(&self, key: &str, value: &str) -> Result<Self> {
+        let mut root: toml::Table = self.to_toml()?.parse().map_err(|e| explain(&e))?;
+        let mut path: Vec<&str> = key.split('.').collect();
+        let last = path.pop().unwrap_or(key);
+        let mut table = &mut root;
+        for name in path {
+            let inner = table.entry(name).or_insert_with(|| toml::Table::new().into()).as_table_mut();
+            table =
+                inner.ok_or_else(|| Error::invalid(format!("`{name}` in `{key}` is not a group of keys")))?;
+        }
+        let value = match table.get(last) {
+            Some(toml::Value::Array(_)) if !value.trim_start().starts_with('[') => {
+                let words = value.split(',').map(str::trim).filter(|w| !w.is_empty());
+                toml::Value::Array(words.map(|w| toml::Value::String(w.into())).collect())
+            }
+            Some(toml::Value::String(_)) => toml::Value::String(value.into()),
+            // Numbers and bools as TOML reads them; anything else is text.
+            Some(toml::Value::Float(_)) => value.parse().map_or_else(|_| value.into(), toml::Value::Float),
+            _ => format!("x = {value}")
+                .parse::<toml::Table>()
+                .ok()
+                .and_then(|mut t| t.remove("x"))
+                .unwrap_or_else(|| value.into()),
+        };
+        table.insert(last.into(), value);
+        Self::deserialize(root).map_err(|e| explain(&e).context(format!("`{key}`")))
+    }
+
     /// The file that [`TrainConfig::load`] reads.
     ///
     /// # Errors
@@ -302,6 +335,29 @@ mod tests {
         assert_eq!(TrainConfig::from_toml(&config.to_toml()?)?, config);
         assert_eq!(TrainConfig::from_toml("")?, TrainConfig::default());
         config.check()
+    }
+
+    #[test]
+    fn one_key_is_set_as_on_a_command_line() -> Result<()> {
+        let config = TrainConfig::default()
+            .with("rank", "8")?
+            .with("alpha", "4")?
+            .with("learning_rate", "1")?
+            .with("layers", "attention, projection")?
+            .with("images", "2024")?
+            .with("name", "blue print")?
+            .with("resume", "true")?
+            .with("optimizer.beta1", "0.95")?
+            .with("dataset.captions.trigger", "sks")?;
+        assert_eq!((config.rank, config.alpha, config.resume), (8, Some(4.0), true));
+        assert_eq!((config.learning_rate, config.optimizer.beta1), (1.0, 0.95));
+        assert_eq!(config.layers, BTreeSet::from([UnetLayers::Attention, UnetLayers::Projection]));
+        assert_eq!((config.images.to_str(), config.name.as_deref()), (Some("2024"), Some("blue print")));
+        assert_eq!(config.dataset.captions.trigger.as_deref(), Some("sks"));
+        let error = config.with("optimizer.bta1", "1").expect_err("no such key");
+        assert!(error.hint().unwrap_or_default().contains("did you mean `beta1`?"), "{error}");
+        assert!(config.with("rank", "many").is_err() && config.with("rank.of", "1").is_err());
+        Ok(())
     }
 
     #[test]
