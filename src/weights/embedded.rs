@@ -47,7 +47,7 @@ pub fn size_bytes() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::weights::{Component, Family, Store as _};
+    use crate::weights::{Component, Family};
 
     #[test]
     fn it_is_complete() -> Result<()> {

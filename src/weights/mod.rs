@@ -10,6 +10,8 @@ mod download;
 mod dtype;
 pub mod embedded;
 pub mod family;
+#[cfg(feature = "hub")]
+mod fetch;
 mod header;
 mod hub;
 pub mod installed;
