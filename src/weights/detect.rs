@@ -162,12 +162,13 @@ fn not_a_checkpoint(file: &SafetensorsFile) -> Error {
 
 fn refuse_foreign(file: &SafetensorsFile) -> Result<()> {
     let found = FOREIGN.iter().find(|(prefix, _)| file.names().any(|name| name.starts_with(prefix)));
-    match found {
-        Some((_, what)) => {
-            Err(Error::file(file.path(), format!("is {what}; SD1, SD2 and SDXL checkpoints are supported")))
-        }
-        None => Ok(()),
-    }
+    let Some((_, what)) = found else { return Ok(()) };
+    let error = Error::file(file.path(), format!("is {what}; SD1, SD2 and SDXL checkpoints are supported"));
+    Err(if what.starts_with("an adapter") {
+        error.with_hint("adapters are given with `--lora`")
+    } else {
+        error
+    })
 }
 
 /// The error for a component a file lacks.

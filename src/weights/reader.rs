@@ -158,7 +158,6 @@ fn open_file(path: &Path) -> Result<File> {
 }
 
 /// The tensors of one or more files (shards) as one [`Store`], under the names the files give them.
-#[derive(Debug)]
 pub struct SafetensorsStore {
     files: Vec<SafetensorsFile>,
     /// Name to index into `files`.
@@ -201,6 +200,12 @@ impl SafetensorsStore {
     /// The file that holds a name.
     pub fn file_of(&self, name: &str) -> Option<&SafetensorsFile> {
         self.files.get(*self.index.get(name)?)
+    }
+}
+
+impl fmt::Debug for SafetensorsStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SafetensorsStore").field("files", &self.files).finish_non_exhaustive()
     }
 }
 

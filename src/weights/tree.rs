@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    fmt,
     path::{Component as PathPart, Path, PathBuf},
 };
 
@@ -15,7 +16,7 @@ const MAX_TEXT_BYTES: u64 = 64 << 20;
 pub type EmbeddedFile = (&'static str, &'static [u8]);
 
 /// Read-only files under relative paths with `/`.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub enum Tree {
     /// On the disk.
     Folder {
@@ -31,6 +32,12 @@ pub enum Tree {
         /// All of them.
         files: &'static [EmbeddedFile],
     },
+}
+
+impl fmt::Debug for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tree({})", self.path_of("").display())
+    }
 }
 
 impl Tree {

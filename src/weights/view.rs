@@ -1,6 +1,6 @@
 //! A [`Store`] seen under other names: what lets every file layout look like diffusers'.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use candle_core::{Shape, Tensor};
 
@@ -54,7 +54,6 @@ impl Transform {
 }
 
 /// A view of a [`Store`] in which every name leads to a stored tensor and a [`Transform`].
-#[derive(Debug)]
 pub struct View {
     base: Arc<dyn Store>,
     entries: BTreeMap<String, (String, Transform)>,
@@ -77,6 +76,12 @@ impl View {
     /// True if no name leads anywhere.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View").field("base", &self.base).field("names", &self.entries.len()).finish()
     }
 }
 
