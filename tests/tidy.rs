@@ -59,8 +59,7 @@ fn imports_point_downwards() {
 
 #[test]
 fn each_thing_has_its_place() {
-    let network =
-        |file: &Source| file.path == "src/weights/source.rs" || file.path.starts_with("src/weights/source/");
+    let network = |file: &Source| file.path == "src/weights/download.rs";
     let cli = |file: &Source| file.path.starts_with("src/cli/") || file.path == "src/main.rs";
     let mut wrong = Vec::new();
     for file in sources("src") {
@@ -69,8 +68,8 @@ fn each_thing_has_its_place() {
                 wrong.push(format!("{}:{line}: {reason}: {}", file.path, code.trim()));
             }
         };
-        ban("hf_hub", network(&file), "only weights/source.rs touches the network");
-        ban("ureq", network(&file), "only weights/source.rs touches the network");
+        ban("hf_hub", network(&file), "only weights/download.rs touches the network");
+        ban("ureq", network(&file), "only weights/download.rs touches the network");
         for print in
             ["println!", "eprintln!", "print!", "eprint!", "process::exit", "clap", "indicatif", "ctrlc"]
         {

@@ -1,4 +1,5 @@
-//! One file over HTTP: resumed where it stopped, cancelled within a read, checked before it counts.
+//! One file over HTTP: resumed where it stopped, cancelled within a read, checked before it counts. The only part
+//! of the program that uses the network.
 
 use std::{
     fs::{self, File, OpenOptions},

@@ -1,4 +1,4 @@
-//! What `--model` may say, and how it becomes a [`Checkpoint`]. The only part of the program that uses the network.
+//! What `--model` may say, and how it becomes a [`Checkpoint`].
 
 use std::{
     fmt,
