@@ -24,6 +24,16 @@ fn ids_of_a_vocabulary_with_holes_equal_transformers() -> TestResult {
     Ok(())
 }
 
+#[test]
+fn ids_of_the_embedded_model_equal_transformers() -> TestResult {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data/mini/tokenizer");
+    let read = |name: &str| std::fs::read(format!("{folder}/{name}"));
+    let config: Value = serde_json::from_slice(&read("tokenizer_config.json")?)?;
+    let tokenizer = Tokenizer::from_files(&read("vocab.json")?, &read("merges.txt")?, Some(&config))?;
+    assert_eq!(check(&tokenizer, &golden()?["mini"])?, 128);
+    Ok(())
+}
+
 fn golden() -> Result<Value, serde_json::Error> {
     serde_json::from_str(include_str!("golden/prompt/tokens.json"))
 }

@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Reading never fails: whatever a tool wrote that is not known here stays in [`Recipe::other`].
-//! [`carrier`] puts the text into picture files and finds it there.
+//! [`write_png`] and [`read_text`] put the text into picture files and find it there.
 
 mod carrier;
 mod names;

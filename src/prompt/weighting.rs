@@ -45,12 +45,21 @@ pub fn parse(prompt: &str) -> Result<Vec<Segment>> {
     let Parser { segments, round, square, .. } = &mut parser;
     round.iter().for_each(|start| multiply(&mut segments[*start..], ROUND));
     square.iter().for_each(|start| multiply(&mut segments[*start..], SQUARE));
+    let too_large = |s: &Segment| matches!(s, Segment::Text { weight, .. } if !(*weight as f32).is_finite());
+    if parser.segments.iter().any(too_large) {
+        return Err(Error::invalid("prompt: its weights multiply to more than a number can hold"));
+    }
     Ok(merge(parser.segments))
 }
 
 /// The prompt as one neutral segment: brackets are plain text.
 pub fn plain(prompt: &str) -> Vec<Segment> {
     vec![Segment::text(prompt)]
+}
+
+/// The text with its brackets and backslashes escaped, so that [`parse`] gives it back.
+pub fn escape(text: &str) -> String {
+    text.chars().flat_map(|c| "()[]\\".contains(c).then_some('\\').into_iter().chain([c])).collect()
 }
 
 struct Parser<'a> {
@@ -116,7 +125,6 @@ impl Parser<'_> {
         let weight: f64 = number
             .parse()
             .ok()
-            .filter(|w: &f64| w.is_finite())
             .ok_or_else(|| Error::invalid(format!("prompt: the weight `{number}` is not a number")))?;
         multiply(&mut self.segments[start..], weight);
         Ok(length)

@@ -67,6 +67,8 @@ HAND_MADE = [
     "a photograph of an astronaut riding a horse", "A Lighthouse At Dusk", "EXTREMELY DETAILED CG", "apple, flat icon, blue background", "\u6c34\u5f69\u753b, \u732b, best quality",
 ]
 
+MINI = ["apple, flat icon, blue background", "Traffic Light, glossy icon, yellow background", "a, soft icon, dark-red background"]
+
 WORDS = """a an the of in on with and cat dog lighthouse dusk portrait painting photo watercolor oil canvas style city night rain neon
     forest castle dragon girl boy robot astronaut horse mountains river sunset glow light shadow detailed masterpiece best quality
     4k 8k hdr 35mm f/1.8 bokeh cinematic vintage retro cyberpunk steampunk art-deco ukiyo-e art_nouveau baroque cubism
@@ -95,8 +97,7 @@ def strings(vocab):
     return out
 
 
-def encode(vocab, merges, texts):
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges)
+def encode(tokenizer, texts):
     return [{"text": t, "ids": tokenizer(t, add_special_tokens=False).input_ids} for t in texts]
 
 
@@ -108,11 +109,12 @@ def main():
         "made_by": f"make_golden.py, transformers {transformers.__version__}, tokenizers {tokenizers.__version__}",
         "small_vocab": small_vocab,
         "small_merges": [" ".join(m) for m in small_merges],
-        "openai": encode(vocab, merges, texts),
-        "small": encode(small_vocab, small_merges, texts[::4]),
+        "openai": encode(CLIPTokenizer(vocab=vocab, merges=merges), texts),
+        "small": encode(CLIPTokenizer(vocab=small_vocab, merges=small_merges), texts[::4]),
+        "mini": encode(CLIPTokenizer.from_pretrained(ROOT / "sample-data/mini/tokenizer"), texts[::4] + MINI),
     }
     lines = [f"  {json.dumps(k)}: " + (
-        "[\n" + ",\n".join("    " + json.dumps(row) for row in v) + "\n  ]" if k in ("openai", "small") else json.dumps(v)
+        "[\n" + ",\n".join("    " + json.dumps(row) for row in v) + "\n  ]" if k in ("openai", "small", "mini") else json.dumps(v)
     ) for k, v in golden.items()]
     (HERE / "tokens.json").write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
     print(len(texts), "texts,", len({i for row in golden["openai"] for i in row["ids"]}), "different ids")
