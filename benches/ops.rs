@@ -34,7 +34,12 @@ fn main() -> Result<()> {
     for case in cases.filter(|c| c.name.contains(&filter)) {
         let forward = |op: &Op<'_>| time(|| op(&case.x).map(drop));
         let leaf = Var::from_tensor(&case.x)?;
-        let both = |op: &Op<'_>| time(|| Ok(drop(op(&leaf)?.sum_all()?.backward()?)));
+        let both = |op: &Op<'_>| {
+            time(|| {
+                op(&leaf)?.sum_all()?.backward()?;
+                Ok(())
+            })
+        };
         let times = [forward(&case.plain)?, forward(&case.ours)?, both(&case.plain)?, both(&case.ours)?];
         let [a, b, c, d] = times.map(|t| t.as_secs_f64() * 1e3);
         println!("{:44} {a:6.2} {b:6.2} {:5.1} {c:6.2} {d:6.2} {:5.1}", case.name, a / b, c / d);
