@@ -171,10 +171,11 @@ fn the_prediction_type_is_taken_from_marks_then_metadata_then_the_spread_of_a_bi
     assert_eq!(found.prediction_type.as_deref(), Some("v_prediction"));
     assert_eq!(hint(&[], &[], Family::Sd1)?, detect::PredictionHint::default());
     let wide = Tensor::new(&[-0.2f32, 0.2, -0.2, 0.2], &Device::Cpu)?;
-    let found = hint(&[(bias, wide.clone())], &[], Family::Sd2)?;
-    assert_eq!(found.prediction_type.as_deref(), Some("v_prediction"));
-    let found = hint(&[(bias, (wide * 0.1)?)], &[], Family::Sd2)?;
-    assert_eq!(found.prediction_type.as_deref(), Some("epsilon"));
+    for (spread, channels, expected) in [(1., 4, "v_prediction"), (0.1, 4, "epsilon"), (1., 9, "epsilon")] {
+        let conv_in = Tensor::zeros((8, channels, 0, 3), DType::F32, &Device::Cpu)?;
+        let found = hint(&[(bias, (&wide * spread)?), (CONV_IN, conv_in)], &[], Family::Sd2)?;
+        assert_eq!(found.prediction_type.as_deref(), Some(expected), "{spread} {channels}");
+    }
     Ok(())
 }
 

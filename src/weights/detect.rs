@@ -118,10 +118,16 @@ pub fn prediction_hint(file: &SafetensorsFile, family: Family) -> PredictionHint
         _ => {}
     }
     if family == Family::Sd2 {
-        let kind = if sd2_bias_is_wide(file) { "v_prediction" } else { "epsilon" };
+        // The guess knows the models that draw from nothing; inpainting and depth models predict the noise.
+        let kind =
+            if in_channels(file) == Some(4) && sd2_bias_is_wide(file) { "v_prediction" } else { "epsilon" };
         return hint(kind, zero_snr);
     }
     PredictionHint { prediction_type: None, zero_terminal_snr: zero_snr }
+}
+
+fn in_channels(file: &SafetensorsFile) -> Option<usize> {
+    file.header().tensors.get(&format!("{LDM_UNET}input_blocks.0.0.weight"))?.shape.get(1).copied()
 }
 
 /// ComfyUI's guess, which separates the published SD2 models: the spread of one bias, wider when trained on v.

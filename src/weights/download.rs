@@ -21,10 +21,10 @@ use crate::{
     progress::CancelToken,
 };
 
-/// Tries for one file, each going on where the last one stopped.
+/// Tries in a row that bring nothing; each goes on where the last one stopped.
 const TRIES: u32 = 5;
-/// A server that says nothing for this long is given up on.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A server that says nothing for this long is asked again. Also how long a cancel may go unheard.
+const SILENCE: Duration = Duration::from_secs(10);
 const CONNECT: Duration = Duration::from_secs(15);
 const BUFFER_BYTES: usize = 1 << 18;
 /// An answer of the hub's API is never longer.
@@ -105,19 +105,25 @@ impl Client {
             files::create_folder(folder)?;
         }
         let mut file = open_partial(&partial)?;
-        for attempt in 1.. {
-            cancel.check()?;
-            let failure = match self.attempt(model, download, &mut file, progress, cancel) {
-                Ok(()) => break,
-                Err(failure) => failure,
-            };
+        let (mut tries, mut most) = (0, 0);
+        while let Err(failure) = self.attempt(model, download, &mut file, progress, cancel) {
+            let have = file.metadata().map_err(|e| Error::io(&partial, e))?.len();
+            tries = if have > most { 1 } else { tries + 1 };
+            most = most.max(have);
             match failure {
-                Failure::Again(_) if attempt < TRIES => pause(attempt, cancel)?,
+                Failure::Again(_) if tries < TRIES => pause(tries, cancel)?,
                 Failure::Again(error) | Failure::Final(error) => return Err(error),
             }
         }
         file.sync_all().map_err(|e| Error::io(&partial, e))?;
-        verify(&partial, download, cancel)?;
+        if let Err(error) = verify(&mut file, download, cancel) {
+            drop(file);
+            if !error.is_cancelled() {
+                fs::remove_file(&partial).map_err(|e| Error::io(&partial, e))?;
+            }
+            return Err(error);
+        }
+        drop(file);
         fs::rename(&partial, download.target).map_err(|e| Error::io(download.target, e))
     }
 
@@ -129,6 +135,7 @@ impl Client {
         progress: &mut dyn FnMut(u64),
         cancel: &CancelToken,
     ) -> Result<(), Failure> {
+        cancel.check().map_err(Failure::Final)?;
         let disk = |e: io::Error| Failure::Final(files::failure(download.target, e));
         let mut have = file.seek(SeekFrom::End(0)).map_err(disk)?;
         if have > download.size_bytes {
@@ -261,10 +268,11 @@ fn copy(
     }
 }
 
-fn verify(partial: &Path, download: &Download<'_>, cancel: &CancelToken) -> Result<()> {
+/// Compares the file with its promised hash, through the handle that holds the lock: Windows lets no other one read.
+fn verify(file: &mut File, download: &Download<'_>, cancel: &CancelToken) -> Result<()> {
     let Some(expected) = download.sha256 else { return Ok(()) };
-    let io = |e| Error::io(partial, e);
-    let mut file = File::open(partial).map_err(io)?;
+    let io = |e| Error::io(download.target, e);
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER_BYTES]);
     loop {
         cancel.check()?;
@@ -277,7 +285,6 @@ fn verify(partial: &Path, download: &Download<'_>, cancel: &CancelToken) -> Resu
     if found.eq_ignore_ascii_case(expected) {
         return Ok(());
     }
-    fs::remove_file(partial).map_err(io)?;
     let message =
         format!("{}: the file arrived damaged (sha256 {found}, expected {expected})", download.url_path);
     Err(Error::invalid(message).with_hint("it was deleted; try again"))
