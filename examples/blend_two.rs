@@ -15,7 +15,11 @@ fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let (first, second, out) = match args.as_slice() {
         [a, b, out, ..] => (a.as_str(), b.as_str(), out.as_str()),
-        _ => ("sample-data/adapters/blueprint.safetensors", "sample-data/adapters/riso.safetensors", "blend.png"),
+        _ => (
+            "sample-data/adapters/blueprint.safetensors",
+            "sample-data/adapters/riso.safetensors",
+            "blend.png",
+        ),
     };
     let steps = args.get(3).and_then(|n| n.parse().ok()).unwrap_or(20);
 
@@ -31,9 +35,11 @@ fn main() -> Result<()> {
     for column in 0..columns {
         // The same adapters with other strengths: only one small vector per layer is rewritten.
         let t = f64::from(column) / f64::from(columns - 1);
-        let blend = Blend::new()
-            .with("first", first.clone(), Strength::uniform(1.0 - t))
-            .with("second", second.clone(), Strength::uniform(t));
+        let blend = Blend::new().with("first", first.clone(), Strength::uniform(1.0 - t)).with(
+            "second",
+            second.clone(),
+            Strength::uniform(t),
+        );
         pipeline.set_blend(blend)?;
         for picture in pipeline.generate(&request, &mut (), &cancel)? {
             let (width, height) = picture.image.dimensions();

@@ -44,9 +44,11 @@ fn main() -> Result<()> {
     let out = args.next().unwrap_or_else(|| "custom_sampler.png".into());
     let steps = args.next().and_then(|n| n.parse().ok()).unwrap_or(20);
 
-    let checkpoint = ModelSource::parse("mini")?.open(&OpenOptions::default(), &mut (), &CancelToken::default())?;
+    let checkpoint =
+        ModelSource::parse("mini")?.open(&OpenOptions::default(), &mut (), &CancelToken::default())?;
     let mut pipeline = Pipeline::load(&checkpoint, &Device::Cpu, DType::F32)?;
-    let [positive, negative] = pipeline.text.encode_pair("red apple, flat icon", "", TextOptions::default())?;
+    let [positive, negative] =
+        pipeline.text.encode_pair("red apple, flat icon", "", TextOptions::default())?;
 
     let network = Network {
         unet: &pipeline.unet,

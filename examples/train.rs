@@ -32,7 +32,9 @@ fn main() -> Result<()> {
     };
     match Trainer::new(config)?.run(&mut report, &CancelToken::default())? {
         TrainOutcome::Finished { adapter, loss } => tell(&format!("{}: loss {loss:.4}", adapter.display())),
-        TrainOutcome::Cancelled { checkpoint, .. } => tell(&format!("stopped; go on from {}", checkpoint.display())),
+        TrainOutcome::Cancelled { checkpoint, .. } => {
+            tell(&format!("stopped; go on from {}", checkpoint.display()))
+        }
     }
     Ok(())
 }
