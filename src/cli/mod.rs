@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand. The only place that prints, exits or knows clap.
 
 mod console;
+mod demo;
+mod font;
 mod generate;
 mod inspect;
 mod loras;
@@ -8,6 +10,7 @@ mod models;
 mod recipe;
 mod seed;
 mod setup;
+mod train;
 
 use std::{ffi::OsString, io::Write as _, process::ExitCode};
 
@@ -36,6 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Train a style from built-in pictures on the built-in model and show what it does
+    Demo(demo::Args),
+    /// Train a style from a folder of pictures
+    Train(Box<train::Args>),
     /// Draw pictures
     Generate(Box<generate::Args>),
     /// Say what an adapter's file holds
@@ -86,6 +93,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, cancel: CancelToken) -
 
 fn dispatch(command: Command, context: &mut Context) -> Result<()> {
     match command {
+        Command::Demo(args) => demo::run(&args, context),
+        Command::Train(args) => train::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Models(args) => models::run(&args, context),

@@ -1,0 +1,220 @@
+//! `scumble demo`: the whole path in a few minutes, with nothing but the program itself.
+
+use std::path::{Path, PathBuf};
+
+use image::{RgbImage, imageops};
+use serde_json::json;
+
+use super::{Context, font, setup};
+use crate::{
+    adapter::{Blend, LoadOptions, Strength},
+    diffusion::{Sampler, SigmaSchedule},
+    error::{Error, Result},
+    files,
+    pipeline::{GenerateRequest, Pipeline},
+    progress::Event,
+    training::{TrainConfig, TrainOutcome, Trainer},
+};
+
+/// Options of `demo`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// blueprint, stained-glass or riso
+    #[arg(long, default_value = "blueprint")]
+    pub style: String,
+    /// The folder for the adapter and the pictures
+    #[arg(long, short, default_value = "scumble-demo")]
+    pub out: PathBuf,
+    /// Optimizer steps: more is closer to the style
+    #[arg(long, default_value_t = 300)]
+    pub steps: u64,
+    /// All randomness follows from it
+    #[arg(long, default_value_t = 7)]
+    pub seed: u64,
+}
+
+/// A built-in style: its folder under `sample-data/`, the words that call it, its pictures.
+struct Style {
+    name: &'static str,
+    trigger: &'static str,
+    pictures: &'static [(&'static str, &'static [u8])],
+}
+
+/// The pictures of a folder, compiled in.
+macro_rules! pictures {
+    ($folder:literal: $($word:literal)*) => {
+        &[$((
+            $word,
+            include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/sample-data/", $folder, "/", $word, ".jpg")),
+        )),*]
+    };
+}
+
+/// The same subjects in every folder.
+macro_rules! style {
+    ($folder:literal, $trigger:literal) => {
+        Style {
+            name: $folder,
+            trigger: $trigger,
+            pictures: pictures!($folder: "airplane" "apple" "banana" "butterfly" "cactus" "car" "cup" "dog" "fish"
+                "fox" "guitar" "house" "lemon" "lion" "moon" "mushroom" "owl" "rabbit" "rocket" "star" "sunflower"
+                "tree" "turtle" "umbrella"),
+        }
+    };
+}
+
+static STYLES: [Style; 3] = [
+    style!("blueprint", "blueprint style"),
+    style!("stained-glass", "stained glass style"),
+    style!("riso", "riso print style"),
+];
+
+/// Subjects that no style was trained on come first: the style has to carry over.
+const SUBJECTS: [&str; 4] = ["cat", "castle", "sailboat", "mushroom"];
+/// Columns of the picture: the style's weight, 0 being the base model.
+const WEIGHTS: [f64; 3] = [0.0, 0.5, 1.0];
+
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
+    let style = STYLES.iter().find(|s| s.name == args.style);
+    let style = style.ok_or_else(|| Error::unknown("style", &args.style, STYLES.iter().map(|s| s.name)))?;
+    files::create_folder(&args.out)?;
+    let images = unpack(style, &args.out)?;
+    let adapter = args.out.join(format!("{}.safetensors", style.name));
+    context.console.note(&format!(
+        "training the style `{}` from {} pictures on the built-in model",
+        style.name,
+        style.pictures.len()
+    ));
+    train(args, &images, &adapter, context)?;
+    let sheet = draw(args, style, &adapter, context)?;
+    context.console.close();
+    let path = args.out.join(format!("{}.png", style.name));
+    write_png(&path, &sheet)?;
+    let object = json!({ "event": "demo", "picture": path, "adapter": adapter, "images": images });
+    context.console.result(&path.display().to_string(), &object);
+    let (adapter, images, out) = (adapter.display(), images.display(), args.out.display());
+    for line in [
+        format!(
+            "{path} shows each prompt without the style, at half and at full weight",
+            path = path.display()
+        ),
+        "try next:".into(),
+        format!("  scumble generate \"owl, {}\" --lora {adapter}:0.8 --count 4 --out {out}", style.trigger),
+        format!("  scumble train {images} --out my-style.safetensors --steps 600 --rank 32"),
+        "  scumble train ./my-pictures --model sd15 --out my-style.safetensors".into(),
+    ] {
+        context.console.note(&line);
+    }
+    Ok(())
+}
+
+/// Writes a style's pictures and captions where the user can look at them and train on them again.
+fn unpack(style: &Style, out: &Path) -> Result<PathBuf> {
+    let folder = out.join(style.name);
+    for (word, bytes) in style.pictures {
+        files::write_bytes(folder.join(format!("{word}.jpg")), bytes)?;
+        let caption = format!("{word}, {}\n", style.trigger);
+        files::write_bytes(folder.join(format!("{word}.txt")), caption.as_bytes())?;
+    }
+    Ok(folder)
+}
+
+/// Settings found by trying: a style as plain as this, as fast as possible, on the built-in model.
+fn config(args: &Args, images: &Path, out: &Path) -> TrainConfig {
+    TrainConfig {
+        images: images.to_path_buf(),
+        out: out.to_path_buf(),
+        steps: args.steps,
+        batch_size: 4,
+        rank: 16,
+        learning_rate: 2e-3,
+        seed: args.seed,
+        gradient_checkpointing: false,
+        ..TrainConfig::default()
+    }
+}
+
+fn train(args: &Args, images: &Path, out: &Path, context: &mut Context) -> Result<()> {
+    let mut config = config(args, images, out);
+    if let Some(device) = context.global.device {
+        config.device = device.to_string();
+    }
+    if let Some(dtype) = context.global.dtype {
+        config.dtype = dtype.to_string();
+    }
+    match Trainer::new(config)?.run(&mut context.console, &context.cancel)? {
+        TrainOutcome::Finished { .. } => Ok(()),
+        TrainOutcome::Cancelled { .. } => Err(Error::Cancelled),
+    }
+}
+
+fn draw(args: &Args, style: &Style, adapter: &Path, context: &mut Context) -> Result<RgbImage> {
+    let (mut pipeline, _) = setup::open_model("mini", context)?;
+    let adapter = pipeline.load_adapter(adapter, &LoadOptions::default())?;
+    let mut cells = Vec::new();
+    for weight in WEIGHTS {
+        let blend = Blend::new().with(style.name, adapter.clone(), Strength::uniform(weight));
+        pipeline.set_blend(blend)?;
+        for subject in SUBJECTS {
+            cells.push(picture(&mut pipeline, &format!("{subject}, {}", style.trigger), args.seed, context)?);
+        }
+    }
+    Ok(sheet(&cells))
+}
+
+fn picture(pipeline: &mut Pipeline, prompt: &str, seed: u64, context: &mut Context) -> Result<RgbImage> {
+    let request = GenerateRequest {
+        prompt: prompt.into(),
+        steps: 20,
+        sampler: Sampler::Dpmpp2m,
+        schedule: SigmaSchedule::Karras,
+        cfg_scale: 5.0,
+        seed,
+        ..GenerateRequest::default()
+    };
+    // Twelve small bars would flicker; warnings still matter.
+    let console = &mut context.console;
+    let mut quiet = |event: &Event<'_>| {
+        if matches!(event, Event::Warning { .. }) {
+            crate::progress::Observer::observe(console, event);
+        }
+    };
+    let mut pictures = pipeline.generate(&request, &mut quiet, &context.cancel)?;
+    pictures.pop().map(|p| p.image).ok_or_else(|| Error::invalid("no picture was drawn"))
+}
+
+/// Subjects down, weights across, with labels.
+fn sheet(cells: &[RgbImage]) -> RgbImage {
+    const SIDE: u32 = 256;
+    const GAP: u32 = 12;
+    const DOT: u32 = 2;
+    let left = SUBJECTS.iter().map(|s| font::width(s, DOT)).max().unwrap_or(0) + 2 * GAP;
+    let top = font::height(DOT) + 2 * GAP;
+    let (columns, rows) = (WEIGHTS.len() as u32, SUBJECTS.len() as u32);
+    let size = (left + columns * (SIDE + GAP), top + rows * (SIDE + GAP));
+    let mut sheet = RgbImage::from_pixel(size.0, size.1, image::Rgb([250, 250, 248]));
+    for (column, weight) in (0u32..).zip(WEIGHTS) {
+        let label = if weight == 0.0 { "base".to_owned() } else { format!("style {weight:.1}") };
+        let middle = left + column * (SIDE + GAP) + (SIDE - font::width(&label, DOT)) / 2;
+        font::draw(&mut sheet, &label, (middle, GAP), DOT);
+        for (row, subject) in (0u32..).zip(SUBJECTS) {
+            let (x, y) = (left + column * (SIDE + GAP), top + row * (SIDE + GAP));
+            if column == 0 {
+                font::draw(&mut sheet, subject, (GAP, y + (SIDE - font::height(DOT)) / 2), DOT);
+            }
+            if let Some(cell) = cells.get((column * rows + row) as usize) {
+                let cell = imageops::resize(cell, SIDE, SIDE, imageops::FilterType::CatmullRom);
+                imageops::replace(&mut sheet, &cell, i64::from(x), i64::from(y));
+            }
+        }
+    }
+    sheet
+}
+
+fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture
+        .write_to(&mut bytes, image::ImageFormat::Png)
+        .map_err(|e| Error::file(path, format!("the picture cannot be encoded: {e}")))?;
+    files::write_bytes(path, bytes.get_ref())
+}
