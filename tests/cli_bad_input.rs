@@ -1,0 +1,186 @@
+//! What people get wrong, and what they are told: the message, the hint, the exit code, and no rubbish left behind.
+
+use std::{fs, io::Cursor, path::Path};
+
+use assert_cmd::Command;
+use image::{DynamicImage, ImageFormat, Rgb, RgbImage};
+use predicates::{
+    prelude::PredicateBooleanExt as _,
+    str::{contains, is_empty},
+};
+use safetensors::{Dtype, tensor::TensorView};
+use tempfile::TempDir;
+
+fn scumble(folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("scumble").unwrap();
+    command.current_dir(folder).env("HF_HOME", folder.join("hf")).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+fn png(width: u32, height: u32) -> Vec<u8> {
+    let picture = RgbImage::from_fn(width, height, |x, y| Rgb([(x % 256) as u8, (y % 256) as u8, 90]));
+    let mut out = Cursor::new(Vec::new());
+    DynamicImage::from(picture).write_to(&mut out, ImageFormat::Png).unwrap();
+    out.into_inner()
+}
+
+fn put(root: &Path, name: &str, content: impl AsRef<[u8]>) {
+    let path = root.join(name);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, content).unwrap();
+}
+
+/// Runs in `folder` and expects failure with these words on standard error and nothing on standard output.
+fn refused(folder: &Path, arguments: &[&str], words: &[&str]) {
+    let mut run = scumble(folder).args(arguments).assert().code(1).stdout(is_empty());
+    run = run.stderr(contains("error: ").and(contains("panicked").not()));
+    for word in words {
+        run = run.stderr(contains(*word));
+    }
+}
+
+#[test]
+fn folders_without_usable_pictures() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    fs::create_dir(root.join("empty")).unwrap();
+    refused(
+        root,
+        &["train", "empty"],
+        &["empty: the folder is empty", "hint: put png, jpg", "10_cat/photo.jpg"],
+    );
+    put(root, "texts/readme.md", "hello");
+    refused(root, &["train", "texts"], &["texts: no pictures found in the folder", "N_name"]);
+    refused(root, &["train", "nowhere"], &["nowhere: ", "hint: the first argument is a folder of pictures"]);
+    put(root, "dots/dot.png", png(1, 1));
+    refused(root, &["train", "dots"], &["dot.png: 1x1 px is too small to train on (at least 16 px a side)"]);
+    assert!(!root.join("style.safetensors").exists());
+}
+
+#[test]
+fn doubtful_pictures_are_named_and_the_rest_is_used() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    put(root, "10_fox/good.png", png(512, 512));
+    put(root, "10_fox/good.txt", "a fox");
+    put(root, "10_fox/silent.png", png(600, 512));
+    put(root, "10_fox/broken.jpg", [0xff, 0xd8, 0xff, 0xe0, 0x00, 0x10, b'J', b'F']);
+    put(root, "10_fox/wide.png", png(20_000, 64));
+    let report = scumble(root).args(["train", ".", "--check"]).assert().success();
+    report
+        .stdout(contains("3 pictures, 30 seen in an epoch"))
+        .stdout(contains("broken.jpg: broken picture"))
+        .stdout(contains("2 pictures without a caption, `fox` is used"))
+        .stdout(contains("1 picture enlarged to"));
+    scumble(root)
+        .args(["train", ".", "--check", "--json"])
+        .assert()
+        .success()
+        .stdout(contains(r#""kind":"skipped""#));
+}
+
+#[test]
+fn options_that_make_no_sense() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    refused(
+        root,
+        &["generate", "a cat", "--sampler", "dpmpp_2n"],
+        &["unknown sampler `dpmpp_2n`", "did you mean `dpmpp_2m`?"],
+    );
+    refused(root, &["generate", "a cat", "--scheduler", "karas"], &["did you mean `karras`?"]);
+    refused(root, &["generate", "a cat", "--size", "large"], &["expected a size such as 512x512"]);
+    refused(
+        root,
+        &["generate", "a cat", "--size", "100x100"],
+        &["cannot draw 100x100", "hint: the nearest is "],
+    );
+    refused(root, &["generate", "a cat", "--device", "gpu"], &["unknown device `gpu`"]);
+    refused(
+        root,
+        &["generate", "a cat", "--model", "minni"],
+        &["unknown model `minni`", "did you mean `mini`?"],
+    );
+    refused(root, &["generate", "a cat", "--strength", "0.5"], &["hint: name one with `--init`"]);
+    refused(root, &["generate"], &["required"]);
+    refused(root, &["demo", "--style", "reso"], &["unknown style `reso`", "did you mean `riso`?"]);
+    refused(root, &["models", "--threads", "0"], &["`--threads` must be at least 1"]);
+    put(root, "train.toml", "learning_rat = 1e-4\n");
+    refused(
+        root,
+        &["train", "x", "--config", "train.toml"],
+        &["train.toml", "did you mean `learning_rate`?"],
+    );
+}
+
+#[test]
+fn adapters_that_do_not_fit() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k";
+    let bytes = vec![0u8; 4 * 768 * 4];
+    let tensors = [
+        (format!("{layer}.lora_down.weight"), vec![4, 768], 4 * 768 * 4),
+        (format!("{layer}.lora_up.weight"), vec![320, 4], 320 * 4 * 4),
+    ];
+    let views = tensors.iter().map(|(name, shape, len)| {
+        (name, TensorView::new(Dtype::F32, shape.clone(), &bytes[..*len]).unwrap())
+    });
+    put(root, "sd15.safetensors", safetensors::serialize(views, None).unwrap());
+    put(root, "page.safetensors", "<!DOCTYPE html><html>sign in</html>");
+    put(root, "cut.safetensors", [8, 0, 0, 0, 0, 0, 0]);
+    refused(root, &["generate", "a cat", "--lora", "sd15.safetensors:0.8"], &["sd15.safetensors", "SD 1.x"]);
+    refused(root, &["generate", "a cat", "--lora", "page.safetensors"], &["page.safetensors"]);
+    refused(root, &["generate", "a cat", "--lora", "cut.safetensors"], &["cut.safetensors"]);
+    refused(root, &["generate", "a cat", "--lora", "gone.safetensors"], &["gone.safetensors"]);
+    refused(root, &["generate", "a cat <lora:gone:1>"], &["unknown adapter `gone`", "--lora-dir"]);
+    refused(root, &["generate", "a cat", "--lora", "sd15.safetensors:much"], &["weight must be a number"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    put(root, "pictures/a.png", png(128, 128));
+    put(root, "file", "in the way");
+    refused(
+        root,
+        &["train", "pictures", "--out", "file/style.safetensors"],
+        &["hint: a part of the path is a file"],
+    );
+    refused(root, &["train", "pictures", "--out", "pictures"], &["is a folder, expected a file name"]);
+    refused(root, &["generate", "a cat", "--out", "file/out"], &["hint: a part of the path is a file"]);
+    assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in the way");
+}
+
+/// A file size limit stands in for a full disk: the write fails in the middle all the same.
+#[cfg(unix)]
+#[test]
+fn a_full_disk_leaves_no_half_file() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    put(root, "pictures/a.png", png(128, 128));
+    let binary = assert_cmd::cargo::cargo_bin("scumble");
+    let script = r#"trap "" XFSZ; ulimit -f 16; exec "$@""#;
+    let run = Command::new("sh")
+        .current_dir(root)
+        .args(["-c", script, "sh"])
+        .arg(binary)
+        .args(["train", "pictures", "--steps", "1", "--rank", "64", "--save-dtype", "f32"])
+        .assert();
+    run.code(1).stderr(contains("style.safetensors").and(contains("hint: free some space")));
+    let left: Vec<_> = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, ["pictures"]);
+}
+
+#[test]
+fn pictures_without_a_recipe_cannot_be_repeated() {
+    let dir = TempDir::new().unwrap();
+    put(dir.path(), "plain.png", png(128, 128));
+    refused(
+        dir.path(),
+        &["generate", "--from", "plain.png"],
+        &["plain.png: the picture has no recipe in it"],
+    );
+    refused(dir.path(), &["generate", "--from", "gone.png"], &["gone.png"]);
+}
