@@ -42,7 +42,9 @@ pub struct Batch {
 pub struct Feed {
     dataset: Dataset,
     latents: LatentCache,
-    scaling_factor: f64,
+    /// What the VAE's latents are moved and multiplied by for the UNet.
+    shift: f64,
+    scale: f64,
     captions: HashMap<(String, usize), Conditioning>,
     options: Options,
     epoch: (u64, Vec<Vec<usize>>),
@@ -88,9 +90,9 @@ impl Feed {
             text_learns: config.train_text_encoder,
         };
         let first = dataset.batches(0, options.batch_size, options.seed);
-        let scaling_factor = vae.config().scaling_factor;
+        let (shift, scale) = (vae.config().shift_factor.unwrap_or(0.0), vae.config().scaling_factor);
         let epoch = (0, first);
-        Ok(Self { dataset, latents, scaling_factor, captions: HashMap::new(), options, epoch })
+        Ok(Self { dataset, latents, shift, scale, captions: HashMap::new(), options, epoch })
     }
 
     /// The pictures.
@@ -140,7 +142,7 @@ impl Feed {
         let (mean, logvar) = (moments.narrow(2, 0, channels)?, moments.narrow(2, channels, channels)?);
         let noise = Rng::new(self.options.seed, Stream::Vae, sample).normal(mean.shape(), &Device::Cpu)?;
         let drawn = (mean + (noise * (logvar * 0.5)?.exp()?)?)?;
-        Ok((drawn * self.scaling_factor)?)
+        Ok(((drawn - self.shift)? * self.scale)?)
     }
 
     fn condition(&mut self, captions: &[String], model: &Base, tape: Option<&Tape>) -> Result<Conditioning> {
