@@ -1,6 +1,6 @@
 //! What the network is fed: latents and conditioning of each batch, by its number in the run.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use candle_core::{Device, Tensor};
 
@@ -45,7 +45,10 @@ pub struct Feed {
     /// What the VAE's latents are moved and multiplied by for the UNet.
     shift: f64,
     scale: f64,
+    /// By caption and the rows it is filled up to.
     captions: HashMap<(String, usize), Conditioning>,
+    /// The rows each caption takes by itself.
+    rows: HashMap<String, usize>,
     options: Options,
     epoch: (u64, Vec<Vec<usize>>),
 }
@@ -92,7 +95,8 @@ impl Feed {
         let first = dataset.batches(0, options.batch_size, options.seed);
         let (shift, scale) = (vae.config().shift_factor.unwrap_or(0.0), vae.config().scaling_factor);
         let epoch = (0, first);
-        Ok(Self { dataset, latents, shift, scale, captions: HashMap::new(), options, epoch })
+        let (captions, rows) = (HashMap::new(), HashMap::new());
+        Ok(Self { dataset, latents, shift, scale, captions, rows, options, epoch })
     }
 
     /// The pictures.
@@ -151,24 +155,73 @@ impl Feed {
         if self.options.text_learns {
             return model.encode(&captions, EncodeOptions { clip_skip, tape, min_rows: 1 });
         }
-        let rows = captions.iter().map(|c| model.rows(c)).collect::<Result<Vec<_>>>()?;
-        let min_rows = rows.into_iter().max().unwrap_or(1);
+        let mut rows = 1;
+        for caption in &captions {
+            rows = rows.max(self.rows_of(caption, model)?);
+        }
         let (mut context, mut pooled) = (Vec::new(), Vec::new());
         for caption in captions {
-            let key = (caption.to_string(), min_rows);
-            if !self.captions.contains_key(&key) {
-                let encoded = model.encode(&[caption], EncodeOptions { clip_skip, min_rows, tape: None })?;
-                if self.captions.len() >= MAX_CAPTIONS {
-                    self.captions.clear();
-                }
-                self.captions.insert(key.clone(), encoded);
-            }
-            let kept = &self.captions[&key];
-            context.push(kept.context.clone());
-            pooled.extend(kept.pooled.clone());
+            let kept = self.encoded(caption, rows, model)?;
+            context.push(kept.context);
+            pooled.extend(kept.pooled);
         }
         let pooled = if pooled.is_empty() { None } else { Some(Tensor::cat(&pooled, 0)?) };
         Ok(Conditioning { context: Tensor::cat(&context, 0)?, pooled })
+    }
+
+    fn rows_of(&mut self, caption: &str, model: &Base) -> Result<usize> {
+        if let Some(rows) = self.rows.get(caption) {
+            return Ok(*rows);
+        }
+        let rows = model.rows(caption)?;
+        self.rows.insert(caption.to_string(), rows);
+        Ok(rows)
+    }
+
+    fn encoded(&mut self, caption: &str, rows: usize, model: &Base) -> Result<Conditioning> {
+        let key = (caption.to_string(), rows);
+        if let Some(known) = self.captions.get(&key) {
+            return Ok(known.clone());
+        }
+        let options = EncodeOptions { clip_skip: self.options.clip_skip, min_rows: rows, tape: None };
+        let encoded = model.encode(&[caption], options)?;
+        if self.captions.len() >= MAX_CAPTIONS {
+            self.captions.clear();
+            self.rows.clear();
+        }
+        self.captions.insert(key, encoded.clone());
+        Ok(encoded)
+    }
+
+    /// Encodes every caption there can be, if they are few and do not vary. Returns whether it did: then the text
+    /// encoders are not needed any more.
+    ///
+    /// # Errors
+    /// If an encoder fails, or on cancel.
+    pub fn encode_captions(&mut self, model: &Base, cancel: &CancelToken) -> Result<bool> {
+        let varying = &self.dataset.options().captions;
+        if self.options.text_learns || varying.shuffle {
+            return Ok(false);
+        }
+        let mut captions: BTreeSet<String> = self.dataset.items().iter().map(|i| i.caption.clone()).collect();
+        if varying.dropout > 0.0 {
+            captions.insert(String::new());
+        }
+        let mut most = 1;
+        for caption in &captions {
+            most = most.max(self.rows_of(caption, model)?);
+        }
+        if captions.len() * most > MAX_CAPTIONS {
+            return Ok(false);
+        }
+        for caption in &captions {
+            // Its neighbours in a batch decide how far it is filled up.
+            for rows in self.rows_of(caption, model)?..=most {
+                cancel.check()?;
+                self.encoded(caption, rows, model)?;
+            }
+        }
+        Ok(true)
     }
 
     /// Pooled text and sizes, for networks that are told of them.

@@ -137,9 +137,13 @@ impl<'a> Run<'a> {
         }
         let dataset = Dataset::scan(&config.images, &scan_options(config, &model), observer, cancel)?;
         let fingerprint = fingerprint(&dataset);
-        let feed = Feed::new(config, dataset, &model, observer, cancel)?;
-        model.vae = None;
+        let mut feed = Feed::new(config, dataset, &model, observer, cancel)?;
         let table = NameTable::of(&mut model.parts())?;
+        // What is encoded once is not needed in memory while the UNet trains.
+        model.vae = None;
+        if feed.encode_captions(&model, cancel)? {
+            model.encoders.clear();
+        }
         let trainable = Trainable::new(&config.trainable(), &mut model.parts())?;
         let rate = |part| if part == Part::Unet { 1.0 } else { config.text_encoder_rate() };
         let layers = &trainable.layers;
