@@ -203,7 +203,7 @@ def family_files(family):
     dtype = torch.float16 if family == "sd2" else torch.float32
     pipe = pipeline(family)
     shapes = {f"{c}.{n}": list(m.weight.shape) for (c, n), m in layers(pipe).items()}
-    (HERE / f"{family}_shapes.json").write_text(json.dumps(shapes, indent=0))
+    (HERE / f"{family}_shapes.json").write_text(json.dumps(shapes) + "\n")
     made = factors(pipe, family, dtype)
     file = write(family, "kohya", kohya(made, family), {"ss_network_module": "networks.lora", "ss_v2": str(family == "sd2")})
     expected = change(family, file)
