@@ -138,7 +138,7 @@ fn ctrl_c_keeps_what_was_made() {
 fn the_demo_runs_from_the_binary_alone() {
     let dir = TempDir::new().unwrap();
     scumble(dir.path())
-        .args(["demo", "--steps", "2", "--style", "riso"])
+        .args(["demo", "--steps", "2", "--draw-steps", "1", "--style", "riso"])
         .assert()
         .success()
         .stdout("scumble-demo/riso.png\n")

@@ -11,8 +11,8 @@ use crate::{
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files,
-    pipeline::{GenerateRequest, Pipeline},
-    progress::Event,
+    pipeline::GenerateRequest,
+    progress::{Event, Observer as _, Stage},
     training::{TrainConfig, TrainOutcome, Trainer},
 };
 
@@ -28,6 +28,9 @@ pub(super) struct Args {
     /// Optimizer steps: more is closer to the style
     #[arg(long, default_value_t = 300)]
     pub steps: u64,
+    /// Denoising steps of each picture
+    #[arg(long, default_value_t = 20, hide = true)]
+    pub draw_steps: usize,
     /// All randomness follows from it
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
@@ -151,36 +154,30 @@ fn train(args: &Args, images: &Path, out: &Path, context: &mut Context) -> Resul
 fn draw(args: &Args, style: &Style, adapter: &Path, context: &mut Context) -> Result<RgbImage> {
     let (mut pipeline, _) = setup::open_model("mini", context)?;
     let adapter = pipeline.load_adapter(adapter, &LoadOptions::default())?;
+    let (stage, total) = (Stage::Sample, (WEIGHTS.len() * SUBJECTS.len()) as u64);
+    context.console.observe(&Event::Started { stage, total });
     let mut cells = Vec::new();
     for weight in WEIGHTS {
         let blend = Blend::new().with(style.name, adapter.clone(), Strength::uniform(weight));
         pipeline.set_blend(blend)?;
         for subject in SUBJECTS {
-            cells.push(picture(&mut pipeline, &format!("{subject}, {}", style.trigger), args.seed, context)?);
+            let request = GenerateRequest {
+                prompt: format!("{subject}, {}", style.trigger),
+                steps: args.draw_steps,
+                sampler: Sampler::Dpmpp2m,
+                schedule: SigmaSchedule::Karras,
+                cfg_scale: 5.0,
+                seed: args.seed,
+                ..GenerateRequest::default()
+            };
+            // One bar for all of them, not twelve.
+            let pictures = pipeline.generate(&request, &mut (), &context.cancel)?;
+            cells.extend(pictures.into_iter().map(|p| p.image));
+            context.console.observe(&Event::Advanced { stage, done: cells.len() as u64, total });
         }
     }
+    context.console.observe(&Event::Finished { stage });
     Ok(sheet(&cells))
-}
-
-fn picture(pipeline: &mut Pipeline, prompt: &str, seed: u64, context: &mut Context) -> Result<RgbImage> {
-    let request = GenerateRequest {
-        prompt: prompt.into(),
-        steps: 20,
-        sampler: Sampler::Dpmpp2m,
-        schedule: SigmaSchedule::Karras,
-        cfg_scale: 5.0,
-        seed,
-        ..GenerateRequest::default()
-    };
-    // Twelve small bars would flicker; warnings still matter.
-    let console = &mut context.console;
-    let mut quiet = |event: &Event<'_>| {
-        if matches!(event, Event::Warning { .. }) {
-            crate::progress::Observer::observe(console, event);
-        }
-    };
-    let mut pictures = pipeline.generate(&request, &mut quiet, &context.cancel)?;
-    pictures.pop().map(|p| p.image).ok_or_else(|| Error::invalid("no picture was drawn"))
 }
 
 /// Subjects down, weights across, with labels.
