@@ -180,8 +180,12 @@ impl<'a> Run<'a> {
                 }
                 Err(e) if e.is_cancelled() => return self.stop(observer),
                 Err(e) => {
-                    if self.step > 0 {
-                        self.save_state(observer)?;
+                    // What went wrong first is what the user must hear.
+                    if self.step > 0
+                        && let Err(second) = self.save_state(observer)
+                    {
+                        let message = format!("the state before the failure could not be kept: {second}");
+                        observer.observe(&Event::Warning { message: &message });
                     }
                     return Err(e);
                 }
@@ -299,7 +303,13 @@ impl<'a> Run<'a> {
     /// Goes on from the state beside the adapter, if that is wished for and there is one.
     fn resume(&mut self, observer: &mut dyn Observer) -> Result<()> {
         let path = state_path(&self.config.out);
-        if !self.config.resume || !path.exists() {
+        if !self.config.resume {
+            return Ok(());
+        }
+        if !path.exists() {
+            let message =
+                format!("nothing to resume: there is no {}; starting at the first step", path.display());
+            observer.observe(&Event::Warning { message: &message });
             return Ok(());
         }
         let state = State::load(&path, &self.names)?;
