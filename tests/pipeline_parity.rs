@@ -9,7 +9,7 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use scumble::{
     Result,
-    adapter::{Blend, LoadOptions, Strength},
+    adapter::{Blend, LoadOptions, Strength, fuse},
     diffusion::{Sampler, SigmaSchedule},
     pipeline::{GenerateRequest, InitImage, Pipeline},
     progress::{CancelToken, Event},
@@ -86,6 +86,31 @@ fn pictures_equal_diffusers() -> Result<()> {
             "{family}: weight 0 must be the base, bit for bit"
         );
     }
+    Ok(())
+}
+
+/// Attention, feed-forward, convolutions and text encoders at once, at a strength that is not 1.
+#[test]
+fn fused_equals_live() -> Result<()> {
+    let mut pipeline = pipeline("sd1")?;
+    let request = GenerateRequest { steps: 2, ..request() };
+    let draw = |pipeline: &mut Pipeline| -> Result<Tensor> {
+        Ok(pipeline.generate(&request, &mut (), &CancelToken::default())?.remove(0).latents)
+    };
+    let base = draw(&mut pipeline)?;
+    let adapter = pipeline.load_adapter(folder("sd1").join("adapter.safetensors"), &LoadOptions::default())?;
+    let blend = Blend::new().with("adapter", adapter, Strength::split(0.8, -0.5));
+    pipeline.set_blend(blend.clone())?;
+    let live = draw(&mut pipeline)?;
+    pipeline.set_blend(Blend::new())?;
+    fuse::fuse(&blend, &mut pipeline.parts())?;
+    pipeline.text.forget();
+    let fused = draw(&mut pipeline)?;
+    fuse::unfuse(&mut pipeline.parts())?;
+    pipeline.text.forget();
+    let (error, change) = (relative(&live, &fused)?, relative(&live, &base)?);
+    assert!(error < 1e-5 && change > 0.01, "they differ by {error:e}, from the base by {change:e}");
+    assert_eq!(relative(&draw(&mut pipeline)?, &base)?, 0.0);
     Ok(())
 }
 
