@@ -4,6 +4,8 @@
 //! A 6×6 neighbourhood d and a kernel k give 4×4 outputs Aᵀ[(G k Gᵀ) ⊙ (Bᵀ d B)]A. Summing over channels makes the
 //! product in the middle 36 matrix products. In f32 the result differs from a direct sum by a few 1e-6 of its scale.
 
+use std::sync::{Mutex, PoisonError};
+
 use rayon::prelude::*;
 
 use super::Sizes;
@@ -23,31 +25,31 @@ const TASK: usize = 48;
 pub(super) fn pays(s: Sizes, out: usize) -> bool {
     let tiles = s.b * s.out_h.div_ceil(TILE) * s.out_w.div_ceil(TILE);
     let direct = 9 * s.b * s.out_h * s.out_w;
-    let ours = POINTS * (tiles + tiles / 2 + 24);
+    // Transforming the kernel takes as long as about forty tiles.
+    let ours = POINTS * (tiles + tiles / 2 + 40);
     (s.kh, s.kw, s.stride) == (3, 3, 1) && s.c >= LANES && out >= LANES && ours < direct
 }
 
-/// One convolution of a sum: an input (b, h, w, c) and its transformed kernel (36, c, out) or (36, out, c).
+/// One convolution of a sum: an input (b, h, w, c) and its kernel.
 pub(super) struct Term<'a> {
     pub input: &'a [f32],
     pub sizes: Sizes,
     pub kernel: Kernel,
 }
 
-/// A transformed kernel.
+/// A transformed kernel, (out, 36, c), or (c, 36, out) for the backward pass.
 pub(super) struct Kernel {
     points: Vec<f32>,
     out: usize,
     c: usize,
-    /// (36, c, out) instead of (36, out, c).
-    transposed: bool,
+    backward: bool,
 }
 
 impl Kernel {
     /// From (out, 3, 3, c).
     pub fn new(weight: &[f32], c: usize) -> Self {
         let out = weight.len() / (9 * c);
-        Self { points: transform_kernel(weight, c, [0, 1, 2, 3, 4, 5, 6, 7, 8]), out, c, transposed: false }
+        Self { points: transform_kernel(weight, c, [0, 1, 2, 3, 4, 5, 6, 7, 8]), out, c, backward: false }
     }
 
     /// The kernel that takes the gradient of the output of (out, 3, 3, c) to that of the input.
@@ -57,18 +59,30 @@ impl Kernel {
             points: transform_kernel(weight, c, [8, 7, 6, 5, 4, 3, 2, 1, 0]),
             out: c,
             c: out,
-            transposed: true,
+            backward: true,
         }
     }
 
     /// (c, out) at one of the 36 points.
     fn at(&self, point: usize) -> Mat<'_> {
-        let size = self.c * self.out;
-        let values = &self.points[point * size..(point + 1) * size];
-        if self.transposed {
-            Mat::new(values, self.c, self.out)
-        } else {
-            Mat::new(values, self.out, self.c).t()
+        let (rows, width) = if self.backward { (self.c, self.out) } else { (self.out, self.c) };
+        let values = Mat::strided(&self.points[point * width..], rows, width, POINTS * width);
+        if self.backward { values } else { values.t() }
+    }
+}
+
+/// Memory of transformed kernels, used again: fresh pages cost more than the transform.
+static SPARE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        /// A forward pass with a branch needs two, a backward pass too.
+        const KEPT: usize = 4;
+        /// Values; larger ones are given back.
+        const LARGEST: usize = 1 << 24;
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < KEPT && self.points.capacity() <= LARGEST {
+            spare.push(std::mem::take(&mut self.points));
         }
     }
 }
@@ -186,20 +200,14 @@ impl Buffers {
     }
 }
 
-/// G k Gᵀ for every pair of channels: (out, 9, c) to (36, out, c), taps taken in the order given.
+/// G k Gᵀ for every pair of channels: (out, 9, c) to (out, 36, c), taps taken in the order given.
 fn transform_kernel(weight: &[f32], c: usize, taps: [usize; 9]) -> Vec<f32> {
-    let out = weight.len() / (9 * c);
-    let mut rows = vec![0.0; out * POINTS * c];
+    let mut points = SPARE.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+    points.resize(weight.len() / 9 * POINTS, 0.0);
     let tasks =
-        rows.par_chunks_mut(POINTS * c).zip(weight.par_chunks(9 * c)).with_min_len(together(POINTS * c));
+        points.par_chunks_mut(POINTS * c).zip(weight.par_chunks(9 * c)).with_min_len(together(POINTS * c));
     tasks.for_each(|(points, weight)| transform_kernel_row(weight, c, &taps, points));
-    let mut joined = vec![0.0; rows.len()];
-    joined.par_chunks_mut(out * c).enumerate().with_min_len(together(out * c)).for_each(|(point, joined)| {
-        for (o, joined) in joined.chunks_exact_mut(c).enumerate() {
-            joined.copy_from_slice(&rows[(o * POINTS + point) * c..][..c]);
-        }
-    });
-    joined
+    points
 }
 
 #[inline(always)]
