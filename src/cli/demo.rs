@@ -73,7 +73,7 @@ static STYLES: [Style; 3] = [
 ];
 
 /// Subjects that no style was trained on come first: the style has to carry over.
-const SUBJECTS: [&str; 4] = ["cat", "castle", "sailboat", "mushroom"];
+const SUBJECTS: [&str; 4] = ["frog", "penguin", "strawberry", "house"];
 /// Columns of the picture: the style's weight, 0 being the base model.
 const WEIGHTS: [f64; 3] = [0.0, 0.5, 1.0];
 
