@@ -98,7 +98,8 @@ fn fused_equals_live() -> Result<()> {
         Ok(pipeline.generate(&request, &mut (), &CancelToken::default())?.remove(0).latents)
     };
     let base = draw(&mut pipeline)?;
-    let adapter = pipeline.load_adapter(folder("sd1").join("adapter.safetensors"), &LoadOptions::default())?;
+    let adapter =
+        pipeline.load_adapter(folder("sd1").join("adapter.safetensors"), &LoadOptions::default())?;
     let blend = Blend::new().with("adapter", adapter, Strength::split(0.8, -0.5));
     pipeline.set_blend(blend.clone())?;
     let live = draw(&mut pipeline)?;
