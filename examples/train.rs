@@ -33,7 +33,7 @@ fn main() -> Result<()> {
     match Trainer::new(config)?.run(&mut report, &CancelToken::default())? {
         TrainOutcome::Finished { adapter, loss } => tell(&format!("{}: loss {loss:.4}", adapter.display())),
         TrainOutcome::Cancelled { checkpoint, .. } => {
-            tell(&format!("stopped; go on from {}", checkpoint.display()))
+            tell(&format!("stopped; go on from {}", checkpoint.display()));
         }
     }
     Ok(())
