@@ -158,7 +158,7 @@ fn damaged_files_are_refused_by_key_and_reason() -> Result<()> {
     let refused = [
         (without(&up)?, "the down factor has no up factor"),
         (without(&down)?, "the up factor has no down factor"),
-        (set(&up, &|t| Ok((t / 0.0)?))?, "the up factor holds NaN or infinity"),
+        (set(&up, &|t| Ok((t / 0.0)?))?, "`.lora_up.weight` holds NaN or infinity"),
         (set(&alpha, &|t| Ok((t * f64::NAN)?))?, "alpha is NaN at rank 4"),
         (set(&alpha, &|t| Ok((t * -1.0)?))?, "alpha is -2 at rank 4"),
         (set(&alpha, &|t| Ok((t * 1e9)?))?, "alpha is 2000000000 at rank 4"),

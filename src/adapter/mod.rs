@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, path::Path};
 
 pub use attach::Live;
 pub use blend::{Blend, BlendEntry};
-pub use delta::{Delta, LowRank};
+pub use delta::{Branch, Delta, Full, LowRank};
 pub use format::{Dialect, LoadOptions, NameTable, SaveOptions};
 pub use metadata::{Metadata, TrainingRecord};
 pub use parts::Parts;

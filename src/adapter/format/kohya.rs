@@ -11,9 +11,6 @@ pub(super) const TEXT_ENCODER: &str = "lora_te_";
 pub(super) const TEXT_ENCODER_1: &str = "lora_te1_";
 pub(super) const TEXT_ENCODER_2: &str = "lora_te2_";
 
-/// The parameter names, in the order down, up, mid.
-pub(super) const PARAMS: [&str; 3] = [".lora_down.weight", ".lora_up.weight", ".lora_mid.weight"];
-
 /// The module's name in a file for the model of `table`.
 ///
 /// # Errors

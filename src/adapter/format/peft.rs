@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    adapter::{Adapter, Delta, Metadata},
+    adapter::{Adapter, Metadata},
     error::{Error, Result},
     nn::{LayerPath, Part},
 };
@@ -80,8 +80,9 @@ pub fn config_text(adapter: &Adapter) -> String {
             .layers
             .iter()
             .filter(|(path, _)| path.part == part)
-            .map(|(path, Delta::LowRank(l))| {
-                (path.name.as_str(), l.rank(), l.alpha.unwrap_or(l.rank() as f64))
+            .filter_map(|(path, delta)| {
+                let rank = delta.rank()?;
+                Some((path.name.as_str(), rank, delta.alpha().unwrap_or(rank as f64)))
             })
             .collect();
         if layers.is_empty() {

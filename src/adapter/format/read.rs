@@ -167,7 +167,7 @@ fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
 }
 
 fn note_odd_alpha(path: &LayerPath, delta: &Delta, report: &mut LoadReport) {
-    let Delta::LowRank(low_rank) = delta;
+    let Delta::LowRank(low_rank) = delta else { return };
     if low_rank.alpha == Some(0.0) {
         report.warnings.push(format!("{path}: alpha is 0, so this layer has no effect"));
     } else if low_rank.scale() < 1e-6 {

@@ -50,32 +50,29 @@ fn named_tensors(
     let Some(shape) = table.shape(layer) else {
         return Err(Error::invalid("the model has no such layer"));
     };
-    let Delta::LowRank(LowRank { down, up, mid, .. }) = delta;
     let cast = |t: &Tensor| -> Result<Tensor> { Ok(t.to_dtype(options.dtype.unwrap_or(t.dtype()))?) };
-    let (down, up) = (cast(down)?, cast(up)?);
-    let Delta::LowRank(low_rank) = delta;
-    match options.dialect {
-        Dialect::Kohya => {
+    let delta = delta.map(&mut |t| cast(t))?;
+    match (options.dialect, &delta) {
+        (Dialect::Kohya, _) => {
             let module = kohya::module_name(layer, table)?;
-            let alpha = low_rank.alpha.unwrap_or(low_rank.rank() as f64);
-            let alpha = Tensor::new(alpha, down.device())?.to_dtype(down.dtype())?;
-            out.push((format!("{module}.alpha"), alpha));
-            for (param, tensor) in
-                kohya::PARAMS.iter().zip([Some(down), Some(up), mid.as_ref().map(cast).transpose()?])
-            {
-                out.extend(tensor.map(|tensor| (format!("{module}{param}"), tensor)));
-            }
+            out.extend(
+                delta.tensors()?.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)),
+            );
         }
-        Dialect::Diffusers => {
+        (Dialect::Diffusers, Delta::LowRank(LowRank { down, up, mid, .. })) => {
             let module = peft::module_name(layer);
             // PEFT has no core; the same delta as two factors.
             let down = match delta.branch(shape)? {
                 Some(branch) if mid.is_some() => branch.down.to_dtype(down.dtype())?,
-                _ => down,
+                _ => down.clone(),
             };
-            for (param, tensor) in peft::PARAMS.iter().zip([down, up]) {
+            for (param, tensor) in peft::PARAMS.iter().zip([down, up.clone()]) {
                 out.push((format!("{module}{param}"), tensor));
             }
+        }
+        (Dialect::Diffusers, _) => {
+            return Err(Error::invalid(format!("diffusers has no spelling for {}", delta.algorithm()))
+                .with_hint("write it as kohya's dialect"));
         }
     }
     Ok(())

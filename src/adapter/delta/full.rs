@@ -1,0 +1,46 @@
+//! The difference itself: LyCORIS' `full`.
+
+use candle_core::{Device, Tensor};
+
+use super::{Stored, math};
+use crate::error::Result;
+
+/// W' = W + m · diff, b' = b + m · `diff_b`. Either may be missing; a layer without a bias gets one.
+#[derive(Debug, Clone)]
+pub struct Full {
+    /// In the base weight's shape, or another of as many values (a 1×1 convolution as a matrix).
+    pub weight: Option<Tensor>,
+    /// (out).
+    pub bias: Option<Tensor>,
+}
+
+impl Full {
+    pub(super) fn weight(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        match &self.weight {
+            Some(weight) => Ok(math::f32_on(weight, device)?.reshape(shape)?),
+            None => Ok(Tensor::zeros(shape, candle_core::DType::F32, device)?),
+        }
+    }
+
+    pub(super) fn tensors(&self) -> Vec<Stored> {
+        let named = [(".diff", &self.weight), (".diff_b", &self.bias)];
+        named.into_iter().filter_map(|(name, tensor)| Some((name, tensor.clone()?))).collect()
+    }
+
+    pub(super) fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            weight: self.weight.as_ref().map(&mut *f).transpose()?,
+            bias: self.bias.as_ref().map(f).transpose()?,
+        })
+    }
+
+    pub(super) fn check(&self, shape: &[usize]) -> Result<()> {
+        if let Some(weight) = &self.weight {
+            math::check_same_weight(".diff", weight.dims(), shape)?;
+        }
+        match &self.bias {
+            Some(bias) => math::check_bias(".diff_b", bias.dims(), shape),
+            None => Ok(()),
+        }
+    }
+}

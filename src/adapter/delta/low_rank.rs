@@ -1,0 +1,160 @@
+//! LoRA and its relatives: a delta of two small factors, or three.
+
+use candle_core::{Device, Tensor};
+
+use super::{Stored, math};
+use crate::error::{Error, Result};
+
+/// ΔW = scale · up · down, both f32 on the CPU.
+#[derive(Debug, Clone)]
+pub struct Branch {
+    /// (r, in) or (r, in, kh, kw).
+    pub down: Tensor,
+    /// (out, r).
+    pub up: Tensor,
+    /// alpha / r.
+    pub scale: f64,
+}
+
+/// ΔW = alpha / r · up · down (LoRA, <https://arxiv.org/abs/2106.09685>); with a core, up · mid · down
+/// (LyCORIS, <https://arxiv.org/abs/2309.14859>).
+#[derive(Debug, Clone)]
+pub struct LowRank {
+    /// (r, in), (r, in, kh, kw), or (r, in, 1, 1) beside a core.
+    pub down: Tensor,
+    /// (out, r) or (out, r, 1, 1).
+    pub up: Tensor,
+    /// (r, r, kh, kw).
+    pub mid: Option<Tensor>,
+    /// `None` means alpha = r, as every trainer agrees.
+    pub alpha: Option<f64>,
+}
+
+impl LowRank {
+    /// r, which may differ from layer to layer.
+    pub fn rank(&self) -> usize {
+        self.down.dims().first().copied().unwrap_or(0)
+    }
+
+    /// alpha / r, or 1 without alpha.
+    pub fn scale(&self) -> f64 {
+        math::scale(self.alpha, self.rank())
+    }
+
+    pub(super) fn algorithm(&self) -> &'static str {
+        if self.mid.is_some() { "LoCon (Tucker)" } else { "LoRA" }
+    }
+
+    pub(super) fn weight(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let Branch { down, up, scale } = self.branch(shape, device)?;
+        let delta = up.matmul(&down.flatten_from(1)?)?; // o, i·k
+        Ok((delta * scale)?.reshape(shape)?)
+    }
+
+    pub(super) fn apply(&self, base: &Tensor, strength: f64) -> Result<Tensor> {
+        let delta = self.weight(base.dims(), base.device())?;
+        Ok((base + (delta * strength)?)?)
+    }
+
+    pub(super) fn branch(&self, shape: &[usize], device: &Device) -> Result<Branch> {
+        let (r, down_shape) = (self.rank(), branch_shape(self.rank(), shape));
+        let up = math::f32_on(&self.up, device)?.reshape((shape[0], r))?;
+        let down = math::f32_on(&self.down, device)?;
+        let down = match &self.mid {
+            None => down,
+            Some(mid) => core_times_down(&math::f32_on(mid, device)?, &down)?,
+        };
+        Ok(Branch { down: down.reshape(down_shape)?, up, scale: self.scale() })
+    }
+
+    pub(super) fn tensors(&self) -> Result<Vec<Stored>> {
+        let alpha = math::stored_alpha(self.alpha.unwrap_or(self.rank() as f64), &self.down)?;
+        let mut all =
+            vec![alpha, (".lora_down.weight", self.down.clone()), (".lora_up.weight", self.up.clone())];
+        all.extend(self.mid.iter().map(|mid| (".lora_mid.weight", mid.clone())));
+        Ok(all)
+    }
+
+    pub(super) fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            down: f(&self.down)?,
+            up: f(&self.up)?,
+            mid: self.mid.as_ref().map(f).transpose()?,
+            alpha: self.alpha,
+        })
+    }
+
+    pub(super) fn check(&self, shape: &[usize]) -> Result<()> {
+        let r = self.rank();
+        for (name, tensor) in [("down", &self.down), ("up", &self.up)] {
+            if tensor.dims().len() < 2 {
+                return Err(Error::invalid(format!(
+                    "the {name} factor has shape {:?}, expected two to four dimensions",
+                    tensor.dims()
+                )));
+            }
+        }
+        let up_rank = self.up.dims()[1];
+        if up_rank != r {
+            return Err(Error::invalid(format!(
+                "the rank is {r} in the down factor and {up_rank} in the up factor ({:?}, {:?})",
+                self.down.dims(),
+                self.up.dims()
+            )));
+        }
+        if let Some(mid) = &self.mid {
+            let mid_shape = mid.dims();
+            if mid_shape.len() != 4 || mid_shape[..2] != [r, r] {
+                return Err(Error::invalid(format!(
+                    "the core has shape {mid_shape:?}, expected [{r}, {r}, kh, kw]"
+                )));
+            }
+        }
+        self.check_base(shape)?;
+        math::check_alpha(self.alpha, r)
+    }
+
+    fn check_base(&self, shape: &[usize]) -> Result<()> {
+        let r = self.rank();
+        let kernel = match &self.mid {
+            None => 1,
+            Some(mid) => mid.dims()[2..].iter().product::<usize>(),
+        };
+        let (up, down) = (self.up.elem_count(), self.down.elem_count() * kernel);
+        let fits = up == shape[0] * r && down == shape[1..].iter().product::<usize>() * r;
+        let same_kernel = self.down.dims().len() < 4
+            || self.mid.is_some()
+            || kernel_of(self.down.dims()) == kernel_of(shape);
+        if fits && same_kernel {
+            return Ok(());
+        }
+        let mid = self.mid.as_ref().map(|m| format!(", mid {:?}", m.dims())).unwrap_or_default();
+        Err(Error::invalid(format!(
+            "the factors (up {:?}{mid}, down {:?}) do not fit the model's weight {shape:?}",
+            self.up.dims(),
+            self.down.dims()
+        )))
+    }
+}
+
+/// The shape a branch's `down` has beside a base weight of `shape`.
+pub(crate) fn branch_shape(rank: usize, shape: &[usize]) -> Vec<usize> {
+    std::iter::once(rank).chain(shape[1..].iter().copied()).collect()
+}
+
+/// down'[a, i, ·] = Σ_b mid[a, b, ·] down[b, i]: a Tucker delta is a plain one with this down factor.
+fn core_times_down(mid: &Tensor, down: &Tensor) -> Result<Tensor> {
+    let (r, _, kh, kw) = mid.dims4()?;
+    let down = down.flatten_from(1)?; // b i
+    let mid = mid.permute((0, 2, 3, 1))?.reshape((r * kh * kw, r))?; // a·k b
+    let product = mid.contiguous()?.matmul(&down)?; // a·k i
+    Ok(product.reshape((r, kh, kw, ()))?.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+fn kernel_of(dims: &[usize]) -> &[usize] {
+    match dims {
+        [_, _, 1, 1] => &[],
+        [_, _, kernel @ ..] => kernel,
+        _ => &[],
+    }
+}
