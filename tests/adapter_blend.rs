@@ -154,6 +154,7 @@ fn spec(groups: impl IntoIterator<Item = Group>) -> TrainableSpec {
         alpha: 2.0,
         conv_rank_alpha: Some((2, 1.0)),
         seed: 9,
+        ..TrainableSpec::default()
     }
 }
 

@@ -54,6 +54,8 @@ impl Group {
 pub struct TrainableSpec {
     /// The layers.
     pub groups: BTreeSet<Group>,
+    /// Layers, or what holds them, that no output depends on: they get no factors.
+    pub unread: Vec<LayerPath>,
     /// r.
     pub rank: usize,
     /// The branch is scaled by alpha / r.
@@ -68,6 +70,7 @@ impl Default for TrainableSpec {
     fn default() -> Self {
         Self {
             groups: BTreeSet::from([Group::Attention]),
+            unread: Vec::new(),
             rank: 16,
             alpha: 16.0,
             conv_rank_alpha: None,
@@ -112,6 +115,7 @@ impl Trainable {
         let mut layers = Vec::new();
         model.visit(&mut |path, slot| {
             if Group::of(path).is_some_and(|group| spec.groups.contains(&group))
+                && !spec.unread.iter().any(|unread| path.is_inside(unread))
                 && let Some(weight) = parts::weight(&slot)
             {
                 layers.push(TrainableLayer::new(path, weight, spec, layers.len() as u64)?);

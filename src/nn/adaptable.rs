@@ -39,6 +39,13 @@ impl LayerPath {
         let name = if self.name.is_empty() { child.to_string() } else { format!("{}.{child}", self.name) };
         Self { part: self.part, name }
     }
+
+    /// Is it `outer`, or below it?
+    pub fn is_inside(&self, outer: &Self) -> bool {
+        let rest = self.name.strip_prefix(&outer.name);
+        let below = |rest: &str| rest.is_empty() || outer.name.is_empty() || rest.starts_with('.');
+        self.part == outer.part && rest.is_some_and(below)
+    }
 }
 
 impl fmt::Display for LayerPath {

@@ -11,7 +11,7 @@ use crate::{
         AutoencoderKl, ClipOptions, ClipTextModel, UNet2DConditionModel,
         family::{Conventions, TimeIds},
     },
-    nn::Part,
+    nn::{LayerPath, Part},
     ops::Tape,
     pipeline::Pipeline,
     prompt::{
@@ -107,6 +107,29 @@ impl Base {
         self.encoders.iter_mut().fold(parts, |parts, encoder| parts.with(encoder.part, &mut encoder.model))
     }
 
+    /// The text encoders' layers that nothing is read from: those after the hidden state, unless the pooled text comes
+    /// through them.
+    pub fn unread(&self, clip_skip: Option<usize>) -> Vec<LayerPath> {
+        let options = self.clip_options(clip_skip, None);
+        let last = self.encoders.len().saturating_sub(1);
+        let unread = |(i, encoder): (usize, &Encoder)| {
+            let part = encoder.part;
+            let names = encoder.model.unread(&options, self.takes_pooled() && i == last);
+            names.map(move |name| LayerPath { part, name })
+        };
+        self.encoders.iter().enumerate().flat_map(unread).collect()
+    }
+
+    /// Is the last encoder's summary of a text read?
+    fn takes_pooled(&self) -> bool {
+        self.conventions.time_ids != TimeIds::None
+    }
+
+    fn clip_options<'t>(&self, clip_skip: Option<usize>, tape: Option<&'t Tape>) -> ClipOptions<'t> {
+        let skip = clip_skip.unwrap_or(self.conventions.clip_skip);
+        ClipOptions { skip, final_norm: self.conventions.final_norm, tape }
+    }
+
     /// How many rows of 77 tokens a caption takes. Brackets in captions are plain text, not weights.
     ///
     /// # Errors
@@ -134,8 +157,8 @@ impl Base {
         if contexts.is_empty() {
             return Err(Error::invalid(format!("{}: the model has no text encoder", self.origin)));
         }
-        let takes_pooled = self.conventions.time_ids != TimeIds::None;
-        Ok(Conditioning { context: Tensor::cat(&contexts, 2)?, pooled: pooled.filter(|_| takes_pooled) })
+        let pooled = pooled.filter(|_| self.takes_pooled());
+        Ok(Conditioning { context: Tensor::cat(&contexts, 2)?, pooled })
     }
 
     fn encode_with(
@@ -153,9 +176,7 @@ impl Base {
         }
         let b = captions.len();
         let ids = Tensor::from_vec(ids, (b * rows, ROW_LENGTH), &self.device)?;
-        let skip = options.clip_skip.unwrap_or(self.conventions.clip_skip);
-        let final_norm = self.conventions.final_norm;
-        let output = encoder.model.forward(&ids, &ClipOptions { skip, final_norm, tape: options.tape })?;
+        let output = encoder.model.forward(&ids, &self.clip_options(options.clip_skip, options.tape))?;
         let (d, p) = (output.hidden.dim(2)?, output.pooled.dim(1)?);
         let context = output.hidden.reshape((b, rows * ROW_LENGTH, d))?;
         // What pools is the first row, as in every other tool.

@@ -290,6 +290,7 @@ impl TrainConfig {
             alpha: self.alpha.unwrap_or(self.rank as f64),
             conv_rank_alpha: conv,
             seed: self.seed,
+            ..TrainableSpec::default()
         }
     }
 

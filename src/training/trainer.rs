@@ -16,7 +16,7 @@ use super::{
     thread::on_large_stack,
 };
 use crate::{
-    adapter::{NameTable, SaveOptions, Trainable},
+    adapter::{NameTable, SaveOptions, Trainable, TrainableSpec},
     dataset::{BucketOptions, Dataset, ScanOptions},
     device::{DeviceChoice, Precision},
     error::{Error, Result},
@@ -144,7 +144,8 @@ impl<'a> Run<'a> {
         if feed.encode_captions(&model, cancel)? {
             model.encoders.clear();
         }
-        let trainable = Trainable::new(&config.trainable(), &mut model.parts())?;
+        let spec = TrainableSpec { unread: model.unread(config.clip_skip), ..config.trainable() };
+        let trainable = Trainable::new(&spec, &mut model.parts())?;
         let rate = |part| if part == Part::Unet { 1.0 } else { config.text_encoder_rate() };
         let layers = &trainable.layers;
         let vars = layers.iter().flat_map(|l| [&l.down, &l.up].map(|var| (var.clone(), rate(l.path.part))));

@@ -93,6 +93,14 @@ impl ClipTextModel {
         &self.config
     }
 
+    /// The paths of the layers nothing depends on if this hidden state is all that is read, and, if `pooled`, the
+    /// pooled text. What an adapter changes there has no effect.
+    pub fn unread(&self, options: &ClipOptions<'_>, pooled: bool) -> impl Iterator<Item = String> + use<> {
+        let count = self.layers.len();
+        let read = if pooled { count } else { (count + 1).saturating_sub(options.skip) };
+        (read..count).map(|i| format!("text_model.encoder.layers.{i}"))
+    }
+
     /// # Shapes
     /// - `ids`: (b, n) u32, begin and end included
     ///

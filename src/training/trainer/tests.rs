@@ -10,9 +10,13 @@ use crate::{
         AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig,
         family::conventions, unet::config::PerBlock,
     },
+    nn::{LayerPath, Slot},
     prompt::Tokenizer,
-    training::{LrShape, UnetLayers, base::Encoder},
-    weights::{Family, MemoryStore, RandomStore, Store as _, Weights},
+    training::{
+        LrShape, UnetLayers,
+        base::{EncodeOptions, Encoder},
+    },
+    weights::{Checkpoint, Family, MemoryStore, RandomStore, Store as _, Weights},
 };
 
 /// Random weights with norms of 1 and biases of 0, so that activations keep their size.
@@ -211,35 +215,96 @@ fn checkpointing_changes_no_bit() -> Result<()> {
     Ok(())
 }
 
-/// Two for each of the UNet's 79 layers (4 transformers of 8 + 2 + 2, 8 resnets of 3, 5 shortcuts, 2 resamplers) and 12
-/// of each text encoder. Every factor learns: `up` from the first step, `down` as soon as `up` is not 0. Only SDXL does
-/// not read the last layer of its first text encoder, whose 6 layers stay as they are.
+/// A tiny model of a family's shape, as committed for the comparison with diffusers. Text encoders have 3 layers.
+fn committed_model(name: &str) -> Result<Base> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/pipeline").join(name);
+    Ok(Base::from(&Pipeline::load(&Checkpoint::open_folder(folder, None)?, &Device::Cpu, DType::F32)?))
+}
+
+/// The names of the factors, and of those that had a gradient in each of two steps.
+fn factors_with_gradients(model: Base, config: &TrainConfig) -> Result<(Vec<String>, [Vec<String>; 2])> {
+    on_large_stack(&mut (), |observer| {
+        let cancel = CancelToken::default();
+        let mut run = Run::prepare(config, model, observer, &cancel)?;
+        let mut step = |number| -> Result<Vec<String>> {
+            let tape = Tape::new(&Device::Cpu)?;
+            let batch = run.feed.batch(number, &run.model, Some(&tape))?;
+            let grads = tape.backward(&run.loss_of(&batch, Some(&tape))?)?;
+            let mut sum = Gradients::default();
+            sum.add(&run.trainable, &grads)?;
+            let mut alive = Vec::new();
+            for (name, grad) in run.names.iter().zip(&sum.0) {
+                if let Some(grad) = grad
+                    && grad.abs()?.max_all()?.to_scalar::<f32>()? > 0.0
+                {
+                    alive.push(name.clone());
+                }
+            }
+            run.advance(&cancel)?;
+            Ok(alive)
+        };
+        let alive = [step(0)?, step(1)?];
+        Ok((run.names, alive))
+    })
+}
+
+/// A layer has two factors, and every factor learns: `up` from the first step, `down` as soon as `up` is not 0.
+///
+/// The UNets have 4 transformers (2 projections each), 8 resnets of 3 layers, 5 shortcuts and 2 resamplers. A
+/// transformer block has 8 attention and 2 feed-forward layers; there is one in each transformer of SD 1 and SD 2, and
+/// there are two in SDXL. A layer of a text encoder has 6; those that nothing reads get no factors.
 #[test]
 fn every_factor_has_a_gradient() -> Result<()> {
-    for (family, expected) in [(Family::Sd1, 182), (Family::Sdxl, 206 - 12)] {
+    let (around, block, text_layer) = (4 * 2 + 8 * 3 + 5 + 2, 4 * 10, 6);
+    for (name, clip_skip, factors, unet, text_layers) in [
+        ("sd1", None, 194, around + block, 3),
+        ("sd1", Some(2), 182, around + block, 2),
+        ("sd2", None, 194, around + block, 3),
+        // All of the second encoder is read through the pooled text, whatever clip skip is.
+        ("sdxl", None, 298, around + 2 * block, 2 + 3),
+        ("sdxl", Some(3), 286, around + 2 * block, 1 + 3),
+    ] {
         let (_folder, config) = folder(2)?;
-        let config = TrainConfig { train_text_encoder: true, ..config };
-        let counts = on_large_stack(&mut (), |observer| {
-            let cancel = CancelToken::default();
-            let mut run = Run::prepare(&config, tiny_model(family)?, observer, &cancel)?;
-            let mut counts = Vec::new();
-            for step in 0..2 {
-                let tape = Tape::new(&Device::Cpu)?;
-                let batch = run.feed.batch(step, &run.model, Some(&tape))?;
-                let grads = tape.backward(&run.loss_of(&batch, Some(&tape))?)?;
-                let mut sum = Gradients::default();
-                sum.add(&run.trainable, &grads)?;
-                let alive = |g: &&Option<Tensor>| {
-                    let largest = g.as_ref().map(|g| g.abs()?.max_all()?.to_scalar::<f32>());
-                    largest.is_some_and(|v| v.is_ok_and(|v| v > 0.0))
-                };
-                counts.push(sum.0.iter().filter(alive).count());
-                run.advance(&cancel)?;
+        let config = TrainConfig { train_text_encoder: true, clip_skip, resolution: Some(16), ..config };
+        let (names, [first, second]) = factors_with_gradients(committed_model(name)?, &config)?;
+        assert_eq!(factors, 2 * (unet + text_layer * text_layers), "the arithmetic above");
+        assert_eq!(names.len(), factors, "{name}, clip skip {clip_skip:?}");
+        let ups: Vec<&String> = names.iter().filter(|n| n.ends_with(".up")).collect();
+        assert_eq!(first.iter().collect::<Vec<_>>(), ups, "{name}, clip skip {clip_skip:?}");
+        assert_eq!(second, names, "{name}, clip skip {clip_skip:?}");
+    }
+    Ok(())
+}
+
+/// The layers left out are those, and only those, whose change does not change what the UNet is given.
+#[test]
+fn what_is_not_read_gets_no_factors() -> Result<()> {
+    for name in ["sd1", "sdxl"] {
+        for clip_skip in [None, Some(1), Some(2), Some(3)] {
+            let mut model = committed_model(name)?;
+            let options = EncodeOptions { clip_skip, ..EncodeOptions::default() };
+            let said = |model: &Base| -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+                let said = model.encode(&["a red house"], options)?;
+                let values = |t: Tensor| t.flatten_all()?.to_vec1();
+                Ok((values(said.context)?, said.pooled.map(values).transpose()?))
+            };
+            let before = said(&model)?;
+            let unread = model.unread(clip_skip);
+            let parts: Vec<Part> = model.encoders.iter().map(|e| e.part).collect();
+            for (part, layer) in parts.into_iter().flat_map(|part| (0..3).map(move |i| (part, i))) {
+                let path = LayerPath { part, name: format!("text_model.encoder.layers.{layer}") };
+                // Without its feed-forward layers, and the layer before with them again.
+                model.parts().visit(&mut |found, slot| {
+                    if let Slot::Linear(linear) = slot {
+                        let changed = *found == path.join("mlp.fc2");
+                        linear.set_fused(changed.then(|| linear.weight().zeros_like()).transpose()?);
+                    }
+                    Ok(())
+                })?;
+                let changed = said(&model)? != before;
+                assert_eq!(changed, !unread.contains(&path), "{name}, clip skip {clip_skip:?}: {path}");
             }
-            Ok((counts, run.names))
-        })?;
-        let (counts, names) = counts;
-        assert_eq!(counts, [expected / 2, expected], "{family} of {}", names.len());
+        }
     }
     Ok(())
 }
