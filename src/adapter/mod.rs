@@ -12,6 +12,7 @@ pub mod metadata;
 pub mod parts;
 pub mod report;
 pub mod strength;
+pub mod survey;
 pub mod train_init;
 
 use std::{collections::BTreeMap, path::Path};
@@ -24,6 +25,7 @@ pub use metadata::{Metadata, TrainingRecord};
 pub use parts::Parts;
 pub use report::{Lineage, LoadReport, Unmatched};
 pub use strength::Strength;
+pub use survey::Survey;
 pub use train_init::{Group, Trainable, TrainableSpec};
 
 use crate::{error::Result, nn::LayerPath};

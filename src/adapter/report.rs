@@ -36,6 +36,17 @@ impl Lineage {
         }
     }
 
+    /// The name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sd1 => "SD 1.x",
+            Self::Sd2 => "SD 2.x",
+            Self::Sdxl => "SDXL",
+            Self::SdxlRefiner => "the SDXL refiner",
+            Self::Other(_) => "another model",
+        }
+    }
+
     fn width(self) -> usize {
         match self {
             Self::Sd1 => 768,
@@ -49,14 +60,7 @@ impl Lineage {
 
 impl fmt::Display for Lineage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self {
-            Self::Sd1 => "SD 1.x",
-            Self::Sd2 => "SD 2.x",
-            Self::Sdxl => "SDXL",
-            Self::SdxlRefiner => "the SDXL refiner",
-            Self::Other(_) => "another model",
-        };
-        write!(f, "{name} (cross-attention {})", self.width())
+        write!(f, "{} (cross-attention {})", self.name(), self.width())
     }
 }
 
@@ -148,6 +152,14 @@ impl LoadReport {
     /// If a key is unmatched and that is not allowed, or if no key matched at all.
     pub(crate) fn enforce(&self, allow_unmatched: bool) -> Result<()> {
         if self.matched == 0 {
+            let foreign = self.unmatched.iter().find_map(|u| match u.reason {
+                Reason::Foreign(what) => Some(what),
+                _ => None,
+            });
+            if let Some(what) = foreign {
+                let message = format!("this is no adapter for Stable Diffusion: it belongs to {what}");
+                return Err(Error::invalid(format!("{message}{}", self.listing())));
+            }
             let from = self.lineage.map(|l| format!(", it was made for {l}")).unwrap_or_default();
             return Err(Error::invalid(format!(
                 "nothing in this file fits the model{from}{}",

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::prefix::{Component, Module};
 use crate::{
-    adapter::{Lineage, Parts, parts, report::Reason},
+    adapter::{Lineage, Parts, report::Reason},
     error::{Error, Result},
-    nn::{LayerPath, Part},
+    nn::{LayerPath, Part, Slot},
     weights::names::NameTable as LdmNames,
 };
 
@@ -26,9 +26,13 @@ impl NameTable {
     pub fn of(parts: &mut Parts<'_>) -> Result<Self> {
         let mut shapes = BTreeMap::new();
         parts.visit(&mut |path, slot| {
-            if let Some(weight) = parts::weight(&slot) {
-                shapes.insert(path.clone(), weight.dims().to_vec());
-            }
+            let weight = match &slot {
+                Slot::Linear(layer) => layer.weight(),
+                Slot::Conv2d(layer) => layer.weight(),
+                Slot::Norm(layer) => layer.weight(),
+                Slot::Embedding(layer) => layer.weight(),
+            };
+            shapes.insert(path.clone(), weight.dims().to_vec());
             Ok(())
         })?;
         Ok(Self::from_shapes(shapes))
@@ -54,6 +58,9 @@ impl NameTable {
                 Part::TextEncoder | Part::TextEncoder2 => {
                     if let Some(short) = path.name.strip_prefix("text_model.") {
                         spell(path, short);
+                    }
+                    if let Some(name) = open_clip_name(&path.name) {
+                        spell(path, &name);
                     }
                 }
             }
@@ -95,7 +102,7 @@ impl NameTable {
     /// # Errors
     /// With the reason there is none.
     pub fn resolve(&self, module: &Module) -> Result<LayerPath, Reason> {
-        let parts = candidates(module.component);
+        let parts = self.candidates(module.component);
         for part in parts {
             if let Some(path) = self.spellings.get(&(*part, module.flat.clone())) {
                 return Ok(path.clone());
@@ -109,7 +116,7 @@ impl NameTable {
 
     /// The layer whose name is most like a module's: slow, for messages.
     pub fn nearest(&self, module: &Module) -> Option<String> {
-        let parts = candidates(module.component);
+        let parts = self.candidates(module.component);
         self.spellings
             .keys()
             .filter(|(part, _)| parts.contains(part))
@@ -124,13 +131,37 @@ impl NameTable {
     fn has(&self, part: Part) -> bool {
         self.shapes.keys().any(|path| path.part == part)
     }
+
+    fn candidates(&self, component: Component) -> &'static [Part] {
+        match component {
+            Component::Unet => &[Part::Unet],
+            // The refiner's only text encoder is what others have as their second.
+            Component::OnlyTextEncoder if self.has(Part::TextEncoder2) && !self.has(Part::TextEncoder) => {
+                &[Part::TextEncoder2]
+            }
+            Component::OnlyTextEncoder | Component::TextEncoder => &[Part::TextEncoder],
+            Component::TextEncoder2 => &[Part::TextEncoder2],
+            Component::Unsaid => &[Part::Unet, Part::TextEncoder, Part::TextEncoder2],
+        }
+    }
 }
 
-fn candidates(component: Component) -> &'static [Part] {
-    match component {
-        Component::Unet => &[Part::Unet],
-        Component::TextEncoder => &[Part::TextEncoder],
-        Component::TextEncoder2 => &[Part::TextEncoder2],
-        Component::Unsaid => &[Part::Unet, Part::TextEncoder, Part::TextEncoder2],
+/// A text encoder's layer in OpenCLIP's words, as in SD2's and SDXL's checkpoints. There q, k and v are one layer, so
+/// these three have no name of their own.
+fn open_clip_name(name: &str) -> Option<String> {
+    const LEAVES: [(&str, &str); 5] = [
+        ("layer_norm1", "ln_1"),
+        ("layer_norm2", "ln_2"),
+        ("mlp.fc1", "mlp.c_fc"),
+        ("mlp.fc2", "mlp.c_proj"),
+        ("self_attn.out_proj", "attn.out_proj"),
+    ];
+    match name {
+        "text_model.embeddings.token_embedding" => return Some("token_embedding".into()),
+        "text_model.final_layer_norm" => return Some("ln_final".into()),
+        _ => {}
     }
+    let (layer, leaf) = name.strip_prefix("text_model.encoder.layers.")?.split_once('.')?;
+    let (_, open_clip) = LEAVES.iter().find(|(ours, _)| *ours == leaf)?;
+    Some(format!("transformer.resblocks.{layer}.{open_clip}"))
 }

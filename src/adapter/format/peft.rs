@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::prefix::Component;
 use crate::{
     adapter::{Adapter, Metadata},
     error::{Error, Result},
@@ -48,16 +49,30 @@ impl Config {
 
     /// alpha on a layer, such that the scale is alpha / rank also under rsLoRA (alpha / √rank).
     pub fn alpha(&self, path: &LayerPath, rank: usize) -> Option<f64> {
-        let prefix = component(path.part);
+        self.alpha_where(path.part, rank, |key| ends_at(&path.name, key, '.'))
+    }
+
+    fn alpha_where(&self, part: Part, rank: usize, is_meant: impl Fn(&str) -> bool) -> Option<f64> {
+        let prefix = component(part);
         let field = |name: &str| self.0.get(&format!("{prefix}.{name}"));
         let pattern = field("alpha_pattern").and_then(Value::as_object);
         let alpha = pattern
-            .and_then(|pattern| pattern.iter().find(|(key, _)| ends_at_dot(&path.name, key)))
+            .and_then(|pattern| pattern.iter().find(|(key, _)| is_meant(key)))
             .map(|(_, alpha)| alpha)
             .or_else(|| field("lora_alpha"))
             .and_then(Value::as_f64)?;
         let rank_stabilised = field("use_rslora").and_then(Value::as_bool).unwrap_or(false);
         Some(if rank_stabilised { alpha * (rank as f64).sqrt() } else { alpha })
+    }
+
+    /// [`Config::alpha`] for a layer of which only the flat name is known.
+    pub fn alpha_of_flat(&self, component: Component, flat: &str, rank: usize) -> Option<f64> {
+        let part = match component {
+            Component::TextEncoder | Component::OnlyTextEncoder => Part::TextEncoder,
+            Component::TextEncoder2 => Part::TextEncoder2,
+            Component::Unet | Component::Unsaid => Part::Unet,
+        };
+        self.alpha_where(part, rank, |key| ends_at(flat, &key.replace('.', "_"), '_'))
     }
 
     /// Adapters with DoRA have magnitudes as tensors too; this only tells the file said so.
@@ -68,8 +83,8 @@ impl Config {
 }
 
 /// PEFT's pattern rule, `(.*\.)?key$`, for keys that are plain names.
-fn ends_at_dot(name: &str, key: &str) -> bool {
-    name.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+fn ends_at(name: &str, key: &str, separator: char) -> bool {
+    name.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with(separator))
 }
 
 /// The metadata entry for an adapter: what diffusers passes to PEFT's `LoraConfig`.

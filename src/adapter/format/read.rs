@@ -73,7 +73,7 @@ struct Sorted {
 impl Sorted {
     fn sort(file: &SafetensorsFile, table: &NameTable) -> Result<Self> {
         let mut sorted = Self::default();
-        for key in file.names() {
+        for key in file.names().filter(|key| !prefix::is_bookkeeping(key)) {
             let shape = file.header().tensors.get(key).map_or(&[][..], |entry| &entry.shape);
             match sorted.place(key, shape, table) {
                 Ok((path, param)) => sorted.insert(path, param, (key.to_string(), file.tensor(key)?))?,
