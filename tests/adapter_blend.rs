@@ -116,7 +116,7 @@ fn a_thousand_changes_leave_no_trace() -> Result<()> {
     for dtype in [DType::F32, DType::F16] {
         let mut net = Net::new(dtype)?;
         let base = net.forward()?;
-        let live = Live::attach(&two(1.0, 1.0)?, &mut net.parts())?;
+        let mut live = Live::attach(&two(1.0, 1.0)?, &mut net.parts())?;
         let fixed = [Strength::uniform(0.3), Strength::uniform(-0.8)];
         live.set_strengths(&mut net.parts(), &fixed)?;
         let before = net.forward()?;

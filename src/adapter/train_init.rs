@@ -116,9 +116,9 @@ impl Trainable {
         model.visit(&mut |path, slot| {
             if Group::of(path).is_some_and(|group| spec.groups.contains(&group))
                 && !spec.unread.iter().any(|unread| path.is_inside(unread))
-                && let Some(weight) = parts::weight(&slot)
+                && parts::carries_branches(&slot)
             {
-                layers.push(TrainableLayer::new(path, weight, spec, layers.len() as u64)?);
+                layers.push(TrainableLayer::new(path, parts::weight(&slot), spec, layers.len() as u64)?);
             }
             Ok(())
         })?;

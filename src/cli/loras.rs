@@ -59,7 +59,7 @@ pub(super) fn apply(wanted: &Wanted, pipeline: &mut Pipeline, context: &Context)
         .collect();
     let (mut blend, mut used) = (Blend::new(), Vec::new());
     for (lora, expected) in all.iter().zip(known) {
-        let options = LoadOptions { allow_unmatched: wanted.allow_unmatched };
+        let options = LoadOptions { allow_unmatched: wanted.allow_unmatched, ..LoadOptions::default() };
         let adapter = pipeline.load_adapter(&lora.path, &options)?;
         let name = stem(&lora.path);
         let report = &adapter.report;

@@ -72,6 +72,18 @@ pub enum Slot<'a> {
     Embedding(&'a mut Embedding),
 }
 
+impl Slot<'_> {
+    /// The same slot, for a use before another.
+    pub fn reborrow(&mut self) -> Slot<'_> {
+        match self {
+            Self::Linear(layer) => Slot::Linear(layer),
+            Self::Conv2d(layer) => Slot::Conv2d(layer),
+            Self::Norm(norm) => Slot::Norm(norm),
+            Self::Embedding(table) => Slot::Embedding(table),
+        }
+    }
+}
+
 /// Receives each layer with its path.
 pub type Visitor<'a> = dyn FnMut(&LayerPath, Slot<'_>) -> Result<()> + 'a;
 

@@ -16,6 +16,7 @@ pub struct Conv2d {
     bias: Option<Tensor>,
     geometry: Conv2dGeometry,
     fused: Option<Tensor>,
+    fused_bias: Option<Tensor>,
     branches: Option<Branches>,
 }
 
@@ -38,7 +39,7 @@ impl Conv2d {
             weight = ops::conv2d::channels_last(&weight)?;
         }
         let bias = Some(weights.get(output, "bias")?);
-        Ok(Self { weight, bias, geometry, fused: None, branches: None })
+        Ok(Self { weight, bias, geometry, fused: None, fused_bias: None, branches: None })
     }
 
     /// # Shapes
@@ -49,7 +50,8 @@ impl Conv2d {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.fused.as_ref().unwrap_or(&self.weight);
         let branches = self.branches.as_ref().map(Branches::as_low_rank);
-        ops::conv2d(x, weight, self.bias.as_ref(), self.geometry, branches)
+        let bias = self.fused_bias.as_ref().or(self.bias.as_ref());
+        ops::conv2d(x, weight, bias, self.geometry, branches)
     }
 
     /// The pristine base weight (output, input, kernel, kernel).
@@ -76,5 +78,10 @@ impl Conv2d {
     pub fn set_fused(&mut self, weight: Option<Tensor>) {
         // Any layout is right; this one is fast.
         self.fused = weight.map(|w| ops::conv2d::channels_last(&w).unwrap_or(w));
+    }
+
+    /// The same for the bias.
+    pub fn set_fused_bias(&mut self, bias: Option<Tensor>) {
+        self.fused_bias = bias;
     }
 }

@@ -11,6 +11,7 @@ pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
     fused: Option<Tensor>,
+    fused_bias: Option<Tensor>,
     branches: Option<Branches>,
 }
 
@@ -22,7 +23,7 @@ impl Linear {
     pub fn load(weights: &Weights, input: usize, output: usize, bias: bool) -> Result<Self> {
         let weight = weights.get((output, input), "weight")?;
         let bias = if bias { Some(weights.get(output, "bias")?) } else { None };
-        Ok(Self { weight, bias, fused: None, branches: None })
+        Ok(Self { weight, bias, fused: None, fused_bias: None, branches: None })
     }
 
     /// # Shapes
@@ -32,7 +33,8 @@ impl Linear {
     /// If shapes disagree.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.fused.as_ref().unwrap_or(&self.weight);
-        ops::linear(x, weight, self.bias.as_ref(), self.branches.as_ref().map(Branches::as_low_rank))
+        let bias = self.fused_bias.as_ref().or(self.bias.as_ref());
+        ops::linear(x, weight, bias, self.branches.as_ref().map(Branches::as_low_rank))
     }
 
     /// The pristine base weight (out, in).
@@ -58,5 +60,10 @@ impl Linear {
     /// Uses `weight` (computed from the pristine base) in place of the base weight, or goes back to the base.
     pub fn set_fused(&mut self, weight: Option<Tensor>) {
         self.fused = weight;
+    }
+
+    /// The same for the bias; a layer that has none can get one so.
+    pub fn set_fused_bias(&mut self, bias: Option<Tensor>) {
+        self.fused_bias = bias;
     }
 }

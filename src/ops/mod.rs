@@ -9,7 +9,7 @@ pub mod activation;
 pub mod attention;
 pub mod checkpoint;
 pub mod conv2d;
-mod cpu;
+pub(crate) mod cpu;
 pub mod function;
 pub mod group_norm;
 pub mod layer_norm;

@@ -102,7 +102,7 @@ impl Pipeline {
                 && a.entries.iter().zip(&b.entries).all(|(a, b)| Arc::ptr_eq(&a.adapter, &b.adapter))
         };
         let mut parts = parts(&mut self.unet, &mut self.text);
-        match &self.live {
+        match &mut self.live {
             Some(live) if same(&self.blend, &blend) => live.set_strengths(&mut parts, &blend.strengths())?,
             _ => self.live = Some(Live::attach(&blend, &mut parts)?),
         }

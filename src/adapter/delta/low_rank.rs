@@ -2,8 +2,11 @@
 
 use candle_core::{Device, Tensor};
 
-use super::{Stored, math};
-use crate::error::{Error, Result};
+use super::{Algorithm, Delta, Stored, math};
+use crate::{
+    error::{Error, Result},
+    ops::cpu::{Mat, MatMut, Threads, Values, gemm},
+};
 
 /// ΔW = scale · up · down, both f32 on the CPU.
 #[derive(Debug, Clone)]
@@ -41,33 +44,70 @@ impl LowRank {
         math::scale(self.alpha, self.rank())
     }
 
-    pub(super) fn algorithm(&self) -> &'static str {
-        if self.mid.is_some() { "LoCon (Tucker)" } else { "LoRA" }
-    }
-
-    pub(super) fn weight(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
-        let Branch { down, up, scale } = self.branch(shape, device)?;
-        let delta = up.matmul(&down.flatten_from(1)?)?; // o, i·k
-        Ok((delta * scale)?.reshape(shape)?)
-    }
-
-    pub(super) fn apply(&self, base: &Tensor, strength: f64) -> Result<Tensor> {
-        let delta = self.weight(base.dims(), base.device())?;
-        Ok((base + (delta * strength)?)?)
-    }
-
-    pub(super) fn branch(&self, shape: &[usize], device: &Device) -> Result<Branch> {
+    fn beside(&self, shape: &[usize], device: &Device) -> Result<Branch> {
         let (r, down_shape) = (self.rank(), branch_shape(self.rank(), shape));
         let up = math::f32_on(&self.up, device)?.reshape((shape[0], r))?;
         let down = math::f32_on(&self.down, device)?;
         let down = match &self.mid {
             None => down,
-            Some(mid) => core_times_down(&math::f32_on(mid, device)?, &down)?,
+            Some(mid) => math::core_times(&math::f32_on(mid, device)?, &down)?,
         };
         Ok(Branch { down: down.reshape(down_shape)?, up, scale: self.scale() })
     }
 
-    pub(super) fn tensors(&self) -> Result<Vec<Stored>> {
+    fn check_base(&self, shape: &[usize]) -> Result<()> {
+        let r = self.rank();
+        let kernel = match &self.mid {
+            None => 1,
+            Some(mid) => mid.dims()[2..].iter().product::<usize>(),
+        };
+        let (up, down) = (self.up.elem_count(), self.down.elem_count() * kernel);
+        let fits = up == shape[0] * r && down == shape[1..].iter().product::<usize>() * r;
+        let same_kernel = self.down.dims().len() < 4
+            || self.mid.is_some()
+            || kernel_of(self.down.dims()) == kernel_of(shape);
+        if fits && same_kernel {
+            return Ok(());
+        }
+        let mid = self.mid.as_ref().map(|m| format!(", mid {:?}", m.dims())).unwrap_or_default();
+        Err(Error::invalid(format!(
+            "the factors (up {:?}{mid}, down {:?}) do not fit the model's weight {shape:?}",
+            self.up.dims(),
+            self.down.dims()
+        )))
+    }
+}
+
+impl Algorithm for LowRank {
+    fn name(&self) -> &'static str {
+        if self.mid.is_some() { "LoCon (Tucker)" } else { "LoRA" }
+    }
+
+    fn weight(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let Branch { down, up, scale } = self.beside(shape, device)?;
+        let delta = up.matmul(&down.flatten_from(1)?)?; // o, i·k
+        Ok((delta * scale)?.reshape(shape)?)
+    }
+
+    fn apply(&self, base: &Tensor, strength: f64) -> Result<Tensor> {
+        let mut branch = self.beside(base.dims(), base.device())?;
+        branch.scale *= strength;
+        add_branches(base, &[branch])
+    }
+
+    fn branch(&self, shape: &[usize], device: &Device) -> Result<Option<Branch>> {
+        self.beside(shape, device).map(Some)
+    }
+
+    fn rank(&self) -> Option<usize> {
+        Some(self.rank())
+    }
+
+    fn alpha(&self) -> Option<f64> {
+        self.alpha
+    }
+
+    fn tensors(&self) -> Result<Vec<Stored>> {
         let alpha = math::stored_alpha(self.alpha.unwrap_or(self.rank() as f64), &self.down)?;
         let mut all =
             vec![alpha, (".lora_down.weight", self.down.clone()), (".lora_up.weight", self.up.clone())];
@@ -75,16 +115,16 @@ impl LowRank {
         Ok(all)
     }
 
-    pub(super) fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
-        Ok(Self {
+    fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Delta> {
+        Ok(Delta::LowRank(Self {
             down: f(&self.down)?,
             up: f(&self.up)?,
             mid: self.mid.as_ref().map(f).transpose()?,
             alpha: self.alpha,
-        })
+        }))
     }
 
-    pub(super) fn check(&self, shape: &[usize]) -> Result<()> {
+    fn check(&self, shape: &[usize]) -> Result<()> {
         let r = self.rank();
         for (name, tensor) in [("down", &self.down), ("up", &self.up)] {
             if tensor.dims().len() < 2 {
@@ -113,42 +153,11 @@ impl LowRank {
         self.check_base(shape)?;
         math::check_alpha(self.alpha, r)
     }
-
-    fn check_base(&self, shape: &[usize]) -> Result<()> {
-        let r = self.rank();
-        let kernel = match &self.mid {
-            None => 1,
-            Some(mid) => mid.dims()[2..].iter().product::<usize>(),
-        };
-        let (up, down) = (self.up.elem_count(), self.down.elem_count() * kernel);
-        let fits = up == shape[0] * r && down == shape[1..].iter().product::<usize>() * r;
-        let same_kernel = self.down.dims().len() < 4
-            || self.mid.is_some()
-            || kernel_of(self.down.dims()) == kernel_of(shape);
-        if fits && same_kernel {
-            return Ok(());
-        }
-        let mid = self.mid.as_ref().map(|m| format!(", mid {:?}", m.dims())).unwrap_or_default();
-        Err(Error::invalid(format!(
-            "the factors (up {:?}{mid}, down {:?}) do not fit the model's weight {shape:?}",
-            self.up.dims(),
-            self.down.dims()
-        )))
-    }
 }
 
 /// The shape a branch's `down` has beside a base weight of `shape`.
 pub(crate) fn branch_shape(rank: usize, shape: &[usize]) -> Vec<usize> {
     std::iter::once(rank).chain(shape[1..].iter().copied()).collect()
-}
-
-/// down'[a, i, ·] = Σ_b mid[a, b, ·] down[b, i]: a Tucker delta is a plain one with this down factor.
-fn core_times_down(mid: &Tensor, down: &Tensor) -> Result<Tensor> {
-    let (r, _, kh, kw) = mid.dims4()?;
-    let down = down.flatten_from(1)?; // b i
-    let mid = mid.permute((0, 2, 3, 1))?.reshape((r * kh * kw, r))?; // a·k b
-    let product = mid.contiguous()?.matmul(&down)?; // a·k i
-    Ok(product.reshape((r, kh, kw, ()))?.permute((0, 3, 1, 2))?.contiguous()?)
 }
 
 fn kernel_of(dims: &[usize]) -> &[usize] {
@@ -157,4 +166,36 @@ fn kernel_of(dims: &[usize]) -> &[usize] {
         [_, _, kernel @ ..] => kernel,
         _ => &[],
     }
+}
+
+/// W + Σ scale · up · down, in one product.
+///
+/// # Errors
+/// If a branch does not fit.
+pub(crate) fn add_branches(base: &Tensor, branches: &[Branch]) -> Result<Tensor> {
+    if branches.is_empty() {
+        return Ok(base.clone());
+    }
+    let mut ups = Vec::new();
+    for branch in branches {
+        ups.push((&branch.up * branch.scale)?);
+    }
+    let downs: Vec<&Tensor> = branches.iter().map(|branch| &branch.down).collect();
+    let (up, down) = (Tensor::cat(&ups, 1)?, Tensor::cat(&downs, 0)?);
+    if !base.device().is_cpu() {
+        return Ok((base + up.matmul(&down.flatten_from(1)?)?.reshape(base.shape())?)?);
+    }
+    // Convolutions are kept channels-last: the product is made in the order the values lie in.
+    let spatial = base.dims().len() == 4 && !base.is_contiguous();
+    let as_stored = |t: &Tensor| if spatial { t.permute((0, 2, 3, 1)) } else { Ok(t.clone()) };
+    let (stored, down, up) =
+        (as_stored(base)?.contiguous()?, as_stored(&down)?.contiguous()?, up.contiguous()?);
+    let mut sum = Values::of(&stored)?.to_vec();
+    let (o, r) = up.dims2()?;
+    let columns = sum.len() / o;
+    let (up, down) = (Values::of(&up)?, Values::of(&down)?);
+    let out = MatMut::new(&mut sum, o, columns);
+    gemm(out, true, Mat::new(&up, o, r), Mat::new(&down, r, columns), 1.0, Threads::One);
+    let sum = Tensor::from_vec(sum, stored.shape(), &Device::Cpu)?;
+    Ok(if spatial { sum.permute((0, 3, 1, 2))? } else { sum })
 }

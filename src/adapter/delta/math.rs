@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    ops::cpu::{CHUNK, Values},
+};
 
 /// alpha / r beyond this is a damaged file, not a choice.
 const MAX_SCALE: f64 = 1e4;
@@ -12,6 +15,11 @@ pub(super) fn f32_on(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     Ok(tensor.to_device(device)?.to_dtype(DType::F32)?)
 }
 
+/// f32 where it is; f32 tensors are not copied.
+pub(crate) fn f32_of_base(tensor: &Tensor) -> Result<Tensor> {
+    Ok(tensor.to_dtype(DType::F32)?)
+}
+
 /// f32 on the CPU, whatever it was.
 pub(super) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
     f32_on(tensor, &Device::Cpu)
@@ -19,31 +27,43 @@ pub(super) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
 
 /// True without NaN and infinity.
 pub(crate) fn all_finite(tensor: &Tensor) -> Result<bool> {
-    // One reduction instead of a copy: a sum of |x| · 0 is 0 exactly if every x is finite.
-    let zero = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
-    Ok(zero == 0.0)
+    let on_cpu = f32_of(tensor)?;
+    // The order does not matter: a channels-last kernel is looked at as it lies.
+    let in_order = match on_cpu.dims().len() {
+        4 if !on_cpu.is_contiguous() => on_cpu.permute((0, 2, 3, 1))?.contiguous()?,
+        _ => on_cpu.contiguous()?,
+    };
+    const EXPONENT: u32 = 0x7f80_0000;
+    let finite =
+        |chunk: &[f32]| !chunk.iter().fold(false, |bad, x| bad | (x.to_bits() & EXPONENT == EXPONENT));
+    Ok(Values::of(&in_order)?.chunks(CHUNK).all(finite))
 }
 
-/// A parameter by itself: floats, finite, at most four dimensions, none of them 0.
-pub(super) fn check_tensor(suffix: &str, tensor: &Tensor) -> Result<()> {
+/// A parameter by itself: at most four dimensions, none of them 0, and but for settings (alpha, flags, indices) finite
+/// floats.
+pub(crate) fn check_tensor(name: &str, tensor: &Tensor, is_setting: bool) -> Result<()> {
     let dims = tensor.dims();
+    if is_setting {
+        return Ok(());
+    }
     if dims.len() > 4 || tensor.elem_count() == 0 {
         return Err(Error::invalid(format!(
-            "`{suffix}` has shape {dims:?}, expected at most four dimensions, none of them 0"
+            "`{name}` has shape {dims:?}, expected at most four dimensions, none of them 0"
         )));
     }
-    if suffix == ".alpha" {
-        return Ok(()); // Any dtype; its value is checked as a scale.
-    }
     if !tensor.dtype().is_float() {
-        return Err(Error::invalid(format!("`{suffix}` is stored as {:?}, expected floats", tensor.dtype())));
+        return Err(Error::invalid(format!("`{name}` is stored as {:?}, expected floats", tensor.dtype())));
     }
     if !all_finite(tensor)? {
-        return Err(Error::invalid(format!("`{suffix}` holds NaN or infinity"))
+        return Err(Error::invalid(format!("`{name}` holds NaN or infinity"))
             .with_hint("the training run that wrote this file diverged; use an earlier save of it"));
     }
     Ok(())
 }
+
+/// Suffixes whose tensors are settings.
+pub(super) const SETTINGS: [&str; 5] =
+    [".alpha", ".on_input", ".oft_R.scaled_oft", ".bias_indices", ".bias_size"];
 
 /// alpha at a rank.
 pub(super) fn check_alpha(alpha: Option<f64>, rank: usize) -> Result<()> {
@@ -89,4 +109,34 @@ pub(super) fn check_bias(suffix: &str, dims: &[usize], shape: &[usize]) -> Resul
         "`{suffix}` has shape {dims:?}, expected [{}], the outputs of the model's weight {shape:?}",
         shape[0]
     )))
+}
+
+/// The first dimension, or 0 for a scalar.
+pub(super) fn first_dim(tensor: &Tensor) -> usize {
+    tensor.dims().first().copied().unwrap_or(0)
+}
+
+/// Two factors that must meet in one rank.
+pub(super) fn same_rank((a, r): (&str, usize), (b, other): (&str, usize)) -> Result<()> {
+    if r == other {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the rank is {r} in `{a}` and {other} in `{b}`")))
+}
+
+/// down'[a, i, ·] = Σ_b mid[a, b, ·] down[b, i]: a Tucker delta is a plain one with this down factor.
+pub(super) fn core_times(mid: &Tensor, down: &Tensor) -> Result<Tensor> {
+    let (r, inner, kh, kw) = mid.dims4()?;
+    let down = down.flatten_from(1)?; // b i
+    let mid = mid.permute((0, 2, 3, 1))?.reshape((r * kh * kw, inner))?; // a·k b
+    let product = mid.contiguous()?.matmul(&down)?; // a·k i
+    Ok(product.reshape((r, kh, kw, ()))?.permute((0, 3, 1, 2))?.contiguous()?)
+}
+
+/// M[o, i, ·] = Σ core[p, q, ·] a[o, p] b[q, i], all f32.
+pub(super) fn tucker(core: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let (_, _, kh, kw) = core.dims4()?;
+    let inner = core_times(core, b)?.flatten_from(1)?; // p i·k
+    let outputs = a.dim(0)?;
+    Ok(a.contiguous()?.matmul(&inner)?.reshape((outputs, (), kh, kw))?)
 }

@@ -4,6 +4,7 @@
 //! module's spelling is undone ([`prefix`]) and looked up in the model's own [`NameTable`]. Names are never rewritten
 //! by replacing words in them.
 
+mod assemble;
 pub mod kohya;
 pub mod names;
 pub mod peft;
@@ -55,6 +56,9 @@ impl fmt::Display for Dialect {
 pub struct LoadOptions {
     /// Applies a file of which some keys match nothing; they stay listed in the report.
     pub allow_unmatched: bool,
+    /// The scale of `LoKr` deltas whose factors are both stored whole. Trainers agree on 1 and ignore alpha there; a few
+    /// files were made by others, and collapse the picture until their alpha / rank is given here.
+    pub whole_lokr_scale: Option<f64>,
 }
 
 /// How a file is written.

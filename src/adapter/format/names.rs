@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 
 use super::prefix::{Component, Module};
 use crate::{
-    adapter::{Lineage, Parts, report::Reason},
+    adapter::{Lineage, Parts, parts, report::Reason},
     error::{Error, Result},
-    nn::{LayerPath, Part, Slot},
+    nn::{LayerPath, Part},
     weights::names::NameTable as LdmNames,
 };
 
@@ -26,13 +26,7 @@ impl NameTable {
     pub fn of(parts: &mut Parts<'_>) -> Result<Self> {
         let mut shapes = BTreeMap::new();
         parts.visit(&mut |path, slot| {
-            let weight = match &slot {
-                Slot::Linear(layer) => layer.weight(),
-                Slot::Conv2d(layer) => layer.weight(),
-                Slot::Norm(layer) => layer.weight(),
-                Slot::Embedding(layer) => layer.weight(),
-            };
-            shapes.insert(path.clone(), weight.dims().to_vec());
+            shapes.insert(path.clone(), parts::weight(&slot).dims().to_vec());
             Ok(())
         })?;
         Ok(Self::from_shapes(shapes))

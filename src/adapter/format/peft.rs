@@ -60,6 +60,7 @@ impl Config {
             .and_then(|pattern| pattern.iter().find(|(key, _)| is_meant(key)))
             .map(|(_, alpha)| alpha)
             .or_else(|| field("lora_alpha"))
+            .or_else(|| field("alpha")) // LoHa, LoKr
             .and_then(Value::as_f64)?;
         let rank_stabilised = field("use_rslora").and_then(Value::as_bool).unwrap_or(false);
         Some(if rank_stabilised { alpha * (rank as f64).sqrt() } else { alpha })
@@ -73,6 +74,29 @@ impl Config {
             Component::Unet | Component::Unsaid => Part::Unet,
         };
         self.alpha_where(part, rank, |key| ends_at(flat, &key.replace('.', "_"), '_'))
+    }
+
+    /// alpha / r, for algorithms whose tensors do not tell r.
+    pub fn scale(&self, path: &LayerPath) -> Option<f64> {
+        let pattern = self.setting(path.part, "rank_pattern").and_then(Value::as_object);
+        let rank = pattern
+            .and_then(|pattern| pattern.iter().find(|(key, _)| ends_at(&path.name, key, '.')))
+            .map(|(_, rank)| rank)
+            .or_else(|| self.setting(path.part, "r"))
+            .and_then(Value::as_u64)
+            .filter(|rank| *rank > 0)?;
+        Some(self.alpha(path, rank as usize)? / rank as f64)
+    }
+
+    /// A field of a component's config.
+    pub fn setting(&self, part: Part, name: &str) -> Option<&Value> {
+        self.0.get(&format!("{}.{name}", component(part)))
+    }
+
+    /// True if a field that lists modules names this layer; `None` without such a field.
+    pub fn lists(&self, path: &LayerPath, name: &str) -> Option<bool> {
+        let modules = self.setting(path.part, name)?.as_array()?;
+        Some(modules.iter().filter_map(Value::as_str).any(|module| ends_at(&path.name, module, '.')))
     }
 
     /// Adapters with DoRA have magnitudes as tensors too; this only tells the file said so.

@@ -9,13 +9,13 @@ use candle_core::{DType, Tensor};
 
 use super::{
     LoadOptions, NameTable,
-    peft::Config,
+    assemble::{self, Context, Found, Module},
     prefix,
     suffix::{self, Param},
 };
 use crate::{
     adapter::{
-        Adapter, Delta, LoadReport, LowRank, Metadata, Unmatched,
+        Adapter, Delta, LoadReport, Metadata, Unmatched,
         report::{Lineage, Reason},
     },
     error::{Error, Result},
@@ -25,9 +25,6 @@ use crate::{
 
 /// Unmatched keys for which the most similar layer is looked up.
 const NEAREST_LOOKUPS: usize = 20;
-
-/// A parameter as found: its key and its tensor.
-type Found = (String, Tensor);
 
 pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
     let file = SafetensorsFile::read(path)?;
@@ -43,20 +40,17 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
         return Err(Error::invalid(format!("this adapter was trained for {found}, the model is {wanted}"))
             .with_hint("choose a model of the adapter's family with `--model`"));
     }
-    let config = Config::of(&metadata)?;
+    let context = Context::new(&metadata, options)?;
     let mut report = sorted.report();
     let mut layers = BTreeMap::new();
     for (path, params) in sorted.groups {
         report.matched += params.len();
         let key = params.values().next().map(|(key, _)| key.clone()).unwrap_or_default();
-        let delta = low_rank(&path, params, &config).and_then(|delta| {
-            delta.check(table.shape(&path).unwrap_or_default())?;
-            Ok(delta)
-        });
-        let delta = delta.map_err(|e| e.context(format!("`{key}` ({path})")))?;
-        note_odd_alpha(&path, &delta, &mut report);
-        layers.insert(path, delta);
+        let module = Module { path: &path, shape: table.shape(&path).unwrap_or_default(), params };
+        let delta = assemble::delta(module, &context);
+        layers.insert(path.clone(), delta.map_err(|e| e.context(format!("`{key}` ({path})")))?);
     }
+    report.warnings.extend(oddities(&layers, &metadata, options));
     report.enforce(options.allow_unmatched)?;
     Ok(Adapter { layers, metadata, report })
 }
@@ -74,8 +68,7 @@ impl Sorted {
     fn sort(file: &SafetensorsFile, table: &NameTable) -> Result<Self> {
         let mut sorted = Self::default();
         for key in file.names().filter(|key| !prefix::is_bookkeeping(key)) {
-            let shape = file.header().tensors.get(key).map_or(&[][..], |entry| &entry.shape);
-            match sorted.place(key, shape, table) {
+            match sorted.place(key, file, table) {
                 Ok((path, param)) => sorted.insert(path, param, (key.to_string(), file.tensor(key)?))?,
                 Err(reason) => sorted.unmatched.push(Unmatched { key: key.to_string(), reason }),
             }
@@ -83,16 +76,24 @@ impl Sorted {
         Ok(sorted)
     }
 
-    fn place(&mut self, key: &str, shape: &[usize], table: &NameTable) -> Result<(LayerPath, Param), Reason> {
-        let (name, param) = suffix::split(key)
+    fn place(
+        &mut self,
+        key: &str,
+        file: &SafetensorsFile,
+        table: &NameTable,
+    ) -> Result<(LayerPath, Param), Reason> {
+        let keys = &file.header().tensors;
+        let (name, param) = suffix::split_among(key, |key| keys.contains_key(key))
             .ok_or_else(|| prefix::foreign(key).map_or(Reason::UnknownParameter, Reason::Foreign))?;
         let module = prefix::parse(name);
         if let Some(what) = prefix::foreign(name) {
             return Err(Reason::Foreign(what));
         }
         let reads_context = module.flat.ends_with("attn2_to_k") || module.flat.ends_with("attn2_to_v");
-        if param == Param::Down && reads_context && shape.len() > 1 {
-            self.lineage = Some(Lineage::of_cross_attention(shape[1]));
+        // In these, the second dimension is the layer's input.
+        let tells = reads_context && matches!(param, Param::Down | Param::HadaW1B | Param::Diff);
+        if let Some(width) = keys.get(key).and_then(|entry| entry.shape.get(1)).filter(|_| tells) {
+            self.lineage = Some(Lineage::of_cross_attention(*width));
         }
         if let Param::Unsupported(algorithm) = param {
             return Err(Reason::Unsupported(algorithm));
@@ -132,30 +133,6 @@ impl Sorted {
     }
 }
 
-fn low_rank(path: &LayerPath, mut params: BTreeMap<Param, Found>, config: &Config) -> Result<Delta> {
-    let mut take = |param| params.remove(&param).map(|(_, tensor)| tensor);
-    let (down, up, mid, alpha) = (take(Param::Down), take(Param::Up), take(Param::Mid), take(Param::Alpha));
-    let (down, up) = match (down, up) {
-        (Some(down), Some(up)) => (down, up),
-        (Some(_), None) => return Err(Error::invalid("the down factor has no up factor")),
-        (None, Some(_)) => return Err(Error::invalid("the up factor has no down factor")),
-        (None, None) => return Err(Error::invalid("alpha or a core without factors")),
-    };
-    let alpha = match alpha {
-        Some(alpha) => Some(number(&alpha)?),
-        None => config.alpha(path, down.dims().first().copied().unwrap_or(0)),
-    };
-    Ok(Delta::LowRank(LowRank { down, up, mid, alpha }))
-}
-
-/// A scalar of any dtype, of shape [] or [1].
-fn number(tensor: &Tensor) -> Result<f64> {
-    if tensor.elem_count() != 1 {
-        return Err(Error::invalid(format!("alpha has shape {:?}, expected one number", tensor.dims())));
-    }
-    Ok(tensor.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>()?[0])
-}
-
 fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
     if a.dims() != b.dims() || a.dtype() != b.dtype() {
         return Ok(false);
@@ -166,11 +143,44 @@ fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
     Ok(bits(a)? == bits(b)?)
 }
 
-fn note_odd_alpha(path: &LayerPath, delta: &Delta, report: &mut LoadReport) {
-    let Delta::LowRank(low_rank) = delta else { return };
-    if low_rank.alpha == Some(0.0) {
-        report.warnings.push(format!("{path}: alpha is 0, so this layer has no effect"));
-    } else if low_rank.scale() < 1e-6 {
-        report.warnings.push(format!("{path}: alpha / rank is {:.1e}, almost no effect", low_rank.scale()));
+/// What is legal but rarely meant.
+fn oddities(layers: &BTreeMap<LayerPath, Delta>, metadata: &Metadata, options: &LoadOptions) -> Vec<String> {
+    let dim = metadata.get("ss_network_dim").and_then(|dim| dim.parse::<f64>().ok());
+    let mut found: BTreeMap<String, Vec<&LayerPath>> = BTreeMap::new();
+    for (path, delta) in layers {
+        if let Some(oddity) = oddity(delta, dim, options) {
+            found.entry(oddity).or_default().push(path);
+        }
     }
+    found
+        .into_iter()
+        .map(|(oddity, paths)| match paths[..] {
+            [only] => format!("{only}: {oddity}"),
+            _ => format!("{} and {} more layers: {oddity}", paths[0], paths.len() - 1),
+        })
+        .collect()
+}
+
+fn oddity(delta: &Delta, dim: Option<f64>, options: &LoadOptions) -> Option<String> {
+    match delta {
+        Delta::Dora(dora) => return oddity(&dora.inner, dim, options),
+        Delta::Beside(beside) => return oddity(&beside.inner, dim, options),
+        Delta::LoKr(lokr) if lokr.rank().is_none() => {
+            let (alpha, dim) = (lokr.alpha?, dim?);
+            return (alpha != dim && lokr.whole_scale.is_none()).then(|| {
+                format!(
+                    "both Kronecker factors are whole, so alpha {alpha} at ss_network_dim {dim} is ignored, as its \
+                     trainer does; if the style is far too strong, the scale {} was meant",
+                    alpha / dim
+                )
+            });
+        }
+        _ => {}
+    }
+    let (alpha, rank) = (delta.alpha()?, delta.rank()?);
+    if alpha == 0.0 {
+        return Some("alpha is 0, so there is no effect".into());
+    }
+    let scale = alpha / rank as f64;
+    (scale < 1e-6).then(|| format!("alpha / rank is {scale:.1e}, almost no effect"))
 }
