@@ -454,13 +454,10 @@ fn oft_v2_turns_blocks_of_inputs() -> Result<()> {
         let stored = Known::of(&(Known::random(2, &[n, b * (b - 1) / 2])?.tensor * 0.2)?)?;
         let q = |block: usize, scale: f64| -> Matrix {
             let mut q = vec![vec![0.0; b]; b];
-            let mut next = 0;
-            for i in 0..b {
-                for j in i + 1..b {
-                    let value = scale * stored.at(&[if shared { 0 } else { block }, next]);
-                    (q[i][j], q[j][i]) = (value, -value);
-                    next += 1;
-                }
+            let upper = (0..b).flat_map(|i| (i + 1..b).map(move |j| (i, j)));
+            for (next, (i, j)) in upper.enumerate() {
+                let value = scale * stored.at(&[if shared { 0 } else { block }, next]);
+                (q[i][j], q[j][i]) = (value, -value);
             }
             q
         };

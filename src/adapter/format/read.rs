@@ -50,7 +50,7 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
         let delta = assemble::delta(module, &context);
         layers.insert(path.clone(), delta.map_err(|e| e.context(format!("`{key}` ({path})")))?);
     }
-    report.warnings.extend(oddities(&layers, &metadata, options));
+    report.warnings.extend(oddities(&layers, &metadata));
     report.enforce(options.allow_unmatched)?;
     Ok(Adapter { layers, metadata, report })
 }
@@ -144,11 +144,11 @@ fn same(a: &Tensor, b: &Tensor) -> Result<bool> {
 }
 
 /// What is legal but rarely meant.
-fn oddities(layers: &BTreeMap<LayerPath, Delta>, metadata: &Metadata, options: &LoadOptions) -> Vec<String> {
+fn oddities(layers: &BTreeMap<LayerPath, Delta>, metadata: &Metadata) -> Vec<String> {
     let dim = metadata.get("ss_network_dim").and_then(|dim| dim.parse::<f64>().ok());
     let mut found: BTreeMap<String, Vec<&LayerPath>> = BTreeMap::new();
     for (path, delta) in layers {
-        if let Some(oddity) = oddity(delta, dim, options) {
+        if let Some(oddity) = oddity(delta, dim) {
             found.entry(oddity).or_default().push(path);
         }
     }
@@ -161,10 +161,10 @@ fn oddities(layers: &BTreeMap<LayerPath, Delta>, metadata: &Metadata, options: &
         .collect()
 }
 
-fn oddity(delta: &Delta, dim: Option<f64>, options: &LoadOptions) -> Option<String> {
+fn oddity(delta: &Delta, dim: Option<f64>) -> Option<String> {
     match delta {
-        Delta::Dora(dora) => return oddity(&dora.inner, dim, options),
-        Delta::Beside(beside) => return oddity(&beside.inner, dim, options),
+        Delta::Dora(dora) => return oddity(&dora.inner, dim),
+        Delta::Beside(beside) => return oddity(&beside.inner, dim),
         Delta::LoKr(lokr) if lokr.rank().is_none() => {
             let (alpha, dim) = (lokr.alpha?, dim?);
             return (alpha != dim && lokr.whole_scale.is_none()).then(|| {

@@ -207,7 +207,7 @@ pub fn split(key: &str) -> Option<(&str, Param)> {
 }
 
 /// [`split`], for a key among others: `.weight` is IA³'s if there is an `.on_input` beside it.
-pub fn split_among<'k>(key: &'k str, is_key: impl Fn(&str) -> bool) -> Option<(&'k str, Param)> {
+pub fn split_among(key: &str, is_key: impl Fn(&str) -> bool) -> Option<(&str, Param)> {
     split(key).or_else(|| {
         let module = key.strip_suffix(".weight")?;
         is_key(&format!("{module}.on_input")).then_some((module, Ia3Weight))

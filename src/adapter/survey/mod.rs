@@ -70,7 +70,9 @@ impl Survey {
             } else if let Some(what) = prefix::foreign(key) {
                 survey.foreign = survey.foreign.or(Some(what));
             } else if prefix::is_bookkeeping(key) {
-            } else if let Some((module, _)) = suffix::split(key) {
+            } else if let Some((module, _)) =
+                suffix::split_among(key, |k| file.header().tensors.contains_key(k))
+            {
                 groups.entry(module).or_default().insert(&key[module.len()..], entry);
             } else {
                 survey.unknown.push(key.clone());
