@@ -17,7 +17,7 @@ use scumble::{
     nn::{Adaptable, Conv2d, Embedding, LayerNorm, LayerPath, Linear, Part, adaptable::Visitor},
     ops::Conv2dGeometry,
     random::{Rng, Stream},
-    weights::{MemoryStore, Weights, writer::SafetensorsWriter},
+    weights::{MemoryStore, Weights},
 };
 
 const TABLE: &str = "down_blocks.0.table";
@@ -193,7 +193,7 @@ fn every_adapter() -> Result<Vec<(String, Arc<Adapter>)>> {
         .enumerate()
         .map(|(i, (conv, linear))| {
             let name = format!("{i} {}", conv.algorithm());
-            let norm = Norm { weight: Some(draw.tensor(&[6])?), bias: Some(draw.tensor(&[6])?) };
+            let norm = Norm(Full { weight: Some(draw.tensor(&[6])?), bias: Some(draw.tensor(&[6])?) });
             let table = Full { weight: Some(draw.tensor(&[5, 4])?), bias: None };
             let layers =
                 vec![(CONV, conv), (TO_Q, linear), (NORM, Delta::Norm(norm)), (TABLE, Delta::Full(table))];
@@ -327,185 +327,5 @@ fn files_return_every_algorithm() -> Result<()> {
             assert_eq!(bias(again)?, bias(delta)?, "{name} on {path}");
         }
     }
-    Ok(())
-}
-
-const MODULE: &str = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q";
-
-/// A file of one module, read for the model.
-fn load(tensors: &[(&str, Tensor)], metadata: &[(&str, &str)], options: &LoadOptions) -> Result<Adapter> {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("one.safetensors");
-    let tensors: Vec<(String, &Tensor)> =
-        tensors.iter().map(|(suffix, t)| (format!("{MODULE}{suffix}"), t)).collect();
-    let metadata = metadata.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
-    SafetensorsWriter::new(tensors.iter().map(|(name, t)| (name.as_str(), *t)))?.write(&path, &metadata)?;
-    Adapter::load(&path, &Net::names()?, options)
-}
-
-fn only(adapter: &Adapter) -> &Delta {
-    adapter.layers.values().next().expect("one layer")
-}
-
-#[test]
-fn incomplete_and_inconsistent_modules_are_refused() -> Result<()> {
-    let mut draw = Draw(300);
-    let mut t = |dims: &[usize]| draw.tensor(dims).expect("a tensor");
-    let ids = |dims: &[usize]| Tensor::zeros(dims, DType::I64, &Device::Cpu).expect("a tensor");
-    let number = |x: f64| Tensor::new(x, &Device::Cpu).expect("a tensor");
-    let (down, up) = (t(&[2, 6]), t(&[6, 2]));
-    let lora = |more: Vec<(&'static str, Tensor)>| {
-        [vec![(".lora_down.weight", down.clone()), (".lora_up.weight", up.clone())], more].concat()
-    };
-    let cases: Vec<(Vec<(&str, Tensor)>, &str)> = vec![
-        (vec![(".hada_w1_a", t(&[6, 2]))], "`.hada_w1_b` is missing"),
-        (
-            vec![
-                (".hada_w1_a", t(&[2, 6])),
-                (".hada_w1_b", t(&[2, 6])),
-                (".hada_w2_a", t(&[2, 6])),
-                (".hada_w2_b", t(&[2, 6])),
-                (".hada_t1", t(&[2, 2, 3, 3])),
-            ],
-            "`.hada_t2` is missing",
-        ),
-        (
-            vec![
-                (".hada_w1_a", t(&[6, 2])),
-                (".hada_w1_b", t(&[3, 6])),
-                (".hada_w2_a", t(&[6, 2])),
-                (".hada_w2_b", t(&[2, 6])),
-            ],
-            "(`.hada_w1_a` [6, 2], `.hada_w1_b` [3, 6]) do not fit the model's weight [6, 6]",
-        ),
-        (vec![(".lokr_w1", t(&[2, 2]))], "`.lokr_w2` is missing"),
-        (vec![(".lokr_w1", t(&[2, 2])), (".lokr_w2_a", t(&[3, 1]))], "`.lokr_w2_b` is missing"),
-        (
-            vec![(".lokr_w1", t(&[2, 2])), (".lokr_w1_a", t(&[2, 1])), (".lokr_w2", t(&[3, 3]))],
-            "`.lokr_w1` is stored both whole and factored",
-        ),
-        (
-            vec![(".lokr_w1", t(&[4, 2])), (".lokr_w2", t(&[2, 3]))],
-            "make 8 × 6, the model's weight is [6, 6]",
-        ),
-        (
-            vec![(".lokr_w1", t(&[2, 2])), (".lokr_w2_a", t(&[3, 2])), (".lokr_w2_b", t(&[1, 3]))],
-            "the rank is 2 in `.lokr_w2_a` and 1 in `.lokr_w2_b`",
-        ),
-        (lora(vec![(".hada_w1_a", t(&[6, 2]))]), "two algorithms on one module"),
-        (lora(vec![(".diff", t(&[6, 6]))]), "two algorithms on one module"),
-        (vec![(".dora_scale", t(&[6, 1]))], "stands alone, without factors"),
-        (vec![(".alpha", number(1.0))], "stands alone, without factors"),
-        (lora(vec![(".dora_scale", t(&[5, 1]))]), "the DoRA magnitude has shape [5, 1]"),
-        (lora(vec![(".rescale", t(&[6, 1]))]), ".rescale` does not belong to LoRA"),
-        (lora(vec![(".w_norm", t(&[6]))]), "two algorithms on one module"),
-        (vec![(".w_norm", t(&[6]))], "are for normalisations"),
-        (lora(vec![(".bias_values", t(&[2]))]), "`.bias_indices` is missing"),
-        (lora(vec![(".diff_b", t(&[5]))]), "`.diff_b` has shape [5], expected [6]"),
-        (lora(vec![(".alpha", number(f64::INFINITY))]), ".alpha` is inf"),
-        (lora(vec![(".scale", number(-3.0))]), "alpha is -6 at rank 2"),
-        (lora(vec![(".alpha", number(1e9))]), "alpha is 1000000000 at rank 2"),
-        (vec![(".diff", t(&[6, 5]))], "`.diff` has shape [6, 5], the model's weight is [6, 6]"),
-        (vec![(".diff", ids(&[6, 6]))], ".diff` is stored as I64, expected floats"),
-        (vec![(".diff", t(&[1, 1, 1, 6, 6]))], "expected at most four dimensions"),
-        (vec![(".oft_blocks", t(&[2, 3, 2]))], "are not [n, b, b] with n · b = 6"),
-        (vec![(".oft_blocks", t(&[2, 2, 2]))], "are not [n, b, b] with n · b = 6"),
-        (vec![(".oft_blocks", t(&[1, 2, 3, 3]))], "b even"),
-        (vec![(".oft_diag", (t(&[2, 3, 3]) + 5.0)?)], "found a mean of"),
-        (vec![(".oft_R.weight", t(&[2, 4]))], "expected [n, b · (b - 1) / 2]"),
-        (vec![(".oft_blocks", t(&[2, 3, 3])), (".rescale", t(&[5]))], "`.rescale` has shape [5]"),
-        (vec![(".a1.weight", t(&[6, 2])), (".b1.weight", t(&[6, 2]))], "`.a2.weight` is missing"),
-        (
-            vec![
-                (".a1.weight", t(&[6, 2])),
-                (".a2.weight", t(&[2, 6])),
-                (".b1.weight", t(&[6, 3])),
-                (".b2.weight", t(&[2, 6])),
-            ],
-            "share no rank in either layout",
-        ),
-        (vec![(".weight", t(&[5])), (".on_input", number(1.0))], "one for each of the inputs"),
-        (vec![(".ia3_l", t(&[6]))], "may be for the inputs or the outputs"),
-    ];
-    for (tensors, expected) in cases {
-        let outcome = load(&tensors, &[], &LoadOptions::default());
-        let message = outcome.map(|_| ()).expect_err(expected).to_string();
-        assert!(message.contains(expected) && message.contains(MODULE), "{expected:?} is not in: {message}");
-    }
-    Ok(())
-}
-
-#[test]
-fn alphas_of_every_kind_are_read() -> Result<()> {
-    let mut draw = Draw(400);
-    let (down, up) = (draw.tensor(&[2, 6])?, draw.tensor(&[6, 2])?);
-    let with = |more: Vec<(&'static str, Tensor)>| -> Result<Adapter> {
-        let tensors = vec![(".lora_down.weight", down.clone()), (".lora_up.weight", up.clone())];
-        load(&[tensors, more].concat(), &[], &LoadOptions::default())
-    };
-    let one = |dtype| -> Result<Tensor> { Ok(Tensor::new(1f64, &Device::Cpu)?.to_dtype(dtype)?) };
-    let plain = with(vec![])?;
-    let weight = |a: &Adapter| -> Result<Vec<f32>> { Ok(only(a).weight(&[6, 6])?.flatten_all()?.to_vec1()?) };
-    let full: Vec<f32> = weight(&plain)?;
-    for dtype in [DType::I64, DType::U8, DType::F16, DType::BF16, DType::F32, DType::F64] {
-        for shape in [&[][..], &[1]] {
-            let half = weight(&with(vec![(".alpha", one(dtype)?.reshape(shape)?)])?)?;
-            let doubled: Vec<f32> = half.iter().map(|x| x * 2.0).collect();
-            assert_eq!(doubled, full, "{dtype:?}");
-        }
-    }
-    // A stored scale replaces alpha / r.
-    let tripled = with(vec![(".alpha", one(DType::F32)?), (".scale", (one(DType::F32)? * 3.0)?)])?;
-    assert!(difference(&weight(&tripled)?, &full.iter().map(|x| x * 3.0).collect::<Vec<_>>()) < 1e-6);
-    let nothing = with(vec![(".alpha", (one(DType::F32)? * 0.0)?)])?;
-    assert!(weight(&nothing)?.iter().all(|x| *x == 0.0));
-    assert!(nothing.report.warnings[0].contains("alpha is 0"));
-    Ok(())
-}
-
-#[test]
-fn a_whole_lokr_warns_and_can_be_overridden() -> Result<()> {
-    let mut draw = Draw(500);
-    let tensors = [
-        (".lokr_w1", draw.tensor(&[2, 2])?),
-        (".lokr_w2", draw.tensor(&[3, 3])?),
-        (".alpha", Tensor::new(1f32, &Device::Cpu)?),
-    ];
-    let metadata = [("ss_network_dim", "32")];
-    let plain = load(&tensors, &metadata, &LoadOptions::default())?;
-    assert!(plain.report.warnings[0].contains("the scale 0.03125 was meant"), "{:?}", plain.report.warnings);
-    let options = LoadOptions { whole_lokr_scale: Some(1.0 / 32.0), ..LoadOptions::default() };
-    let scaled = load(&tensors, &metadata, &options)?;
-    assert!(scaled.report.warnings.is_empty());
-    let weight = |a: &Adapter| -> Result<Vec<f32>> { Ok(only(a).weight(&[6, 6])?.flatten_all()?.to_vec1()?) };
-    let expected: Vec<f32> = weight(&plain)?.iter().map(|x| x / 32.0).collect();
-    assert_eq!(weight(&scaled)?, expected);
-    Ok(())
-}
-
-#[test]
-fn pefts_config_decides_what_the_tensors_leave_open() -> Result<()> {
-    let mut draw = Draw(600);
-    let config = |fields: &str| format!("{{{fields}}}");
-    let read = |tensors: &[(&str, Tensor)], fields: &str| -> Result<Adapter> {
-        load(tensors, &[("lora_adapter_metadata", &config(fields))], &LoadOptions::default())
-    };
-    let skew = [(".oft_R.weight", draw.tensor(&[3, 1])?)];
-    for (fields, series) in [
-        (r#""unet.use_cayley_neumann": false"#, OftSeries::Exact),
-        (r#""unet.num_cayley_neumann_terms": 7"#, OftSeries::Neumann(7)),
-    ] {
-        let adapter = read(&skew, fields)?;
-        assert!(matches!(only(&adapter), Delta::OftV2(oft) if oft.series == series), "{fields}");
-    }
-    let factors = [(".ia3_l", draw.tensor(&[6])?)];
-    let adapter = read(&factors, r#""unet.feedforward_modules": ["to_q"]"#)?;
-    assert!(matches!(only(&adapter), Delta::Ia3(ia3) if ia3.on_input));
-    let whole = [(".lokr_w1", draw.tensor(&[2, 2])?), (".lokr_w2", draw.tensor(&[3, 3])?)];
-    let adapter = read(&whole, r#""unet.alpha": 4, "unet.r": 16"#)?;
-    assert!(matches!(only(&adapter), Delta::LoKr(lokr) if lokr.scale() == 0.25));
-    let lora = [(".lora_A.weight", draw.tensor(&[4, 6])?), (".lora_B.weight", draw.tensor(&[6, 4])?)];
-    let adapter = read(&lora, r#""unet.lora_alpha": 3, "unet.r": 4, "unet.use_rslora": true"#)?;
-    assert!(matches!(only(&adapter), Delta::LowRank(l) if l.scale() == 1.5));
     Ok(())
 }

@@ -111,9 +111,16 @@ impl Live {
         if updates.iter().all(Option::is_none) {
             return Ok(());
         }
-        let mut next = updates.iter_mut();
-        model.visit(&mut |path, mut slot| {
-            let Some(Update { branches, fused }) = next.next().and_then(Option::take) else { return Ok(()) };
+        let mut next = self.layers.iter().zip(updates.iter_mut());
+        let visited = model.visit(&mut |path, mut slot| {
+            let Some((Some(layer), update)) = next.next() else { return Ok(()) };
+            let Some(Update { branches, fused }) = update.take() else { return Ok(()) };
+            if layer.path != *path {
+                let expected = &layer.path;
+                return Err(Error::invalid(format!(
+                    "the blend was attached to another model: {path} is at the place of {expected}"
+                )));
+            }
             if let Some(fused) = fused {
                 parts::set_fused(slot.reborrow(), fused).map_err(|e| e.context(path.to_string()))?;
             }
@@ -121,7 +128,8 @@ impl Live {
                 parts::set_branches(slot, branches);
             }
             Ok(())
-        })
+        });
+        visited.inspect_err(|_| self.forget())
     }
 
     /// After a failure nothing on the model is known to be as wanted.

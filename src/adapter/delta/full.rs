@@ -14,6 +14,20 @@ pub struct Full {
     pub bias: Option<Tensor>,
 }
 
+impl Full {
+    pub(super) fn named(&self, weight: &'static str, bias: &'static str) -> Vec<Stored> {
+        let named = [(weight, &self.weight), (bias, &self.bias)];
+        named.into_iter().filter_map(|(name, tensor)| Some((name, tensor.clone()?))).collect()
+    }
+
+    pub(super) fn each(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Self> {
+        Ok(Self {
+            weight: self.weight.as_ref().map(&mut *f).transpose()?,
+            bias: self.bias.as_ref().map(f).transpose()?,
+        })
+    }
+}
+
 impl Algorithm for Full {
     fn name(&self) -> &'static str {
         "full"
@@ -35,15 +49,11 @@ impl Algorithm for Full {
     }
 
     fn tensors(&self) -> Result<Vec<Stored>> {
-        let named = [(".diff", &self.weight), (".diff_b", &self.bias)];
-        Ok(named.into_iter().filter_map(|(name, tensor)| Some((name, tensor.clone()?))).collect())
+        Ok(self.named(".diff", ".diff_b"))
     }
 
     fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Delta> {
-        Ok(Delta::Full(Self {
-            weight: self.weight.as_ref().map(&mut *f).transpose()?,
-            bias: self.bias.as_ref().map(f).transpose()?,
-        }))
+        self.each(f).map(Delta::Full)
     }
 
     fn check(&self, shape: &[usize]) -> Result<()> {

@@ -27,6 +27,11 @@ pub(super) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
 
 /// True without NaN and infinity.
 pub(crate) fn all_finite(tensor: &Tensor) -> Result<bool> {
+    if !tensor.device().is_cpu() {
+        // x · 0 is 0 exactly if x is finite: one number comes back instead of all.
+        let zero = (tensor.to_dtype(DType::F32)? * 0.0)?.sum_all()?.to_scalar::<f32>()?;
+        return Ok(zero == 0.0);
+    }
     let on_cpu = f32_of(tensor)?;
     // The order does not matter: a channels-last kernel is looked at as it lies.
     let in_order = match on_cpu.dims().len() {
@@ -39,16 +44,16 @@ pub(crate) fn all_finite(tensor: &Tensor) -> Result<bool> {
     Ok(Values::of(&in_order)?.chunks(CHUNK).all(finite))
 }
 
-/// A parameter by itself: at most four dimensions, none of them 0, and but for settings (alpha, flags, indices) finite
+/// A parameter by itself: one to four dimensions, none of them 0, and but for settings (alpha, flags, indices) finite
 /// floats.
 pub(crate) fn check_tensor(name: &str, tensor: &Tensor, is_setting: bool) -> Result<()> {
     let dims = tensor.dims();
     if is_setting {
         return Ok(());
     }
-    if dims.len() > 4 || tensor.elem_count() == 0 {
+    if !(1..=4).contains(&dims.len()) || tensor.elem_count() == 0 {
         return Err(Error::invalid(format!(
-            "`{name}` has shape {dims:?}, expected at most four dimensions, none of them 0"
+            "`{name}` has shape {dims:?}, expected one to four dimensions, none of them 0"
         )));
     }
     if !tensor.dtype().is_float() {

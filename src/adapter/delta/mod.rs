@@ -211,7 +211,7 @@ impl Delta {
     pub fn changes_bias(&self) -> bool {
         match self {
             Self::Full(full) => full.bias.is_some(),
-            Self::Norm(norm) => norm.bias.is_some(),
+            Self::Norm(norm) => norm.0.bias.is_some(),
             Self::Ia3(ia3) => ia3.scales_bias && !ia3.on_input,
             Self::Dora(dora) => dora.inner.changes_bias(),
             Self::Beside(beside) => beside.bias.is_some() || beside.inner.changes_bias(),

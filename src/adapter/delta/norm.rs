@@ -1,18 +1,13 @@
 //! Changes of a normalisation's scale and shift: LyCORIS' `train_norm`.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 
-use super::{Algorithm, Delta, Stored, math};
+use super::{Algorithm, Delta, Full, Stored, math};
 use crate::error::{Error, Result};
 
-/// γ' = γ + m · `w_norm`, β' = β + m · `b_norm`.
+/// γ' = γ + m · `w_norm`, β' = β + m · `b_norm`: a full difference by other names.
 #[derive(Debug, Clone)]
-pub struct Norm {
-    /// (width).
-    pub weight: Option<Tensor>,
-    /// (width).
-    pub bias: Option<Tensor>,
-}
+pub struct Norm(pub Full);
 
 impl Algorithm for Norm {
     fn name(&self) -> &'static str {
@@ -20,30 +15,23 @@ impl Algorithm for Norm {
     }
 
     fn weight(&self, shape: &[usize], device: &Device) -> Result<Tensor> {
-        match &self.weight {
-            Some(weight) => Ok(math::f32_on(weight, device)?.reshape(shape)?),
-            None => Ok(Tensor::zeros(shape, DType::F32, device)?),
-        }
+        self.0.weight(shape, device)
     }
 
     fn changes_weight(&self) -> bool {
-        self.weight.is_some()
+        self.0.changes_weight()
     }
 
     fn bias(&self) -> Result<Option<Tensor>> {
-        self.bias.as_ref().map(math::f32_of).transpose()
+        self.0.bias()
     }
 
     fn tensors(&self) -> Result<Vec<Stored>> {
-        let named = [(".w_norm", &self.weight), (".b_norm", &self.bias)];
-        Ok(named.into_iter().filter_map(|(name, tensor)| Some((name, tensor.clone()?))).collect())
+        Ok(self.0.named(".w_norm", ".b_norm"))
     }
 
     fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Delta> {
-        Ok(Delta::Norm(Self {
-            weight: self.weight.as_ref().map(&mut *f).transpose()?,
-            bias: self.bias.as_ref().map(f).transpose()?,
-        }))
+        Ok(Delta::Norm(Self(self.0.each(f)?)))
     }
 
     fn check(&self, shape: &[usize]) -> Result<()> {

@@ -306,7 +306,7 @@ fn ia3_full_and_norm() -> Result<()> {
     alone.check(LINEAR)?;
     let made = alone.apply_bias(None, -2.0)?.expect("a bias where there was none");
     assert_close("a new bias", &made, &diff_b.values.iter().map(|x| -2.0 * x).collect::<Vec<_>>());
-    let norm = Delta::Norm(Norm { weight: Some(diff_b.tensor.clone()), bias: None });
+    let norm = Delta::Norm(Norm(Full { weight: Some(diff_b.tensor.clone()), bias: None }));
     norm.check(&[6])?;
     assert!(norm.check(LINEAR).is_err());
     let sum: Vec<f64> = b.values.iter().zip(&diff_b.values).map(|(w, d)| w + 0.5 * d).collect();

@@ -136,7 +136,7 @@ impl Module<'_> {
                 Ok(Delta::Oft(Oft { blocks, form, rescale: self.take(Rescale) }))
             }
             OftR | ScaledOft => self.oft_v2(context),
-            WNorm | BNorm => Ok(Delta::Norm(Norm { weight: self.take(WNorm), bias: self.take(BNorm) })),
+            WNorm | BNorm => Ok(Delta::Norm(Norm(Full { weight: self.take(WNorm), bias: self.take(BNorm) }))),
             _ => {
                 self.take(Alpha); // OneTrainer writes one beside `diff`; it scales nothing.
                 Ok(Delta::Full(Full { weight: self.take(Diff), bias: self.take(DiffB) }))
