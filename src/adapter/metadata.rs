@@ -1,10 +1,13 @@
 //! What an adapter's file says of itself: kohya's `ss_*`, Stability's `modelspec.*`, and hashes.
 
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use sha2::{Digest as _, Sha256};
 
-use super::Lineage;
+use super::{Adapter, Delta, Lineage};
 use crate::weights::reader::SafetensorsFile;
 
 /// A safetensors header's free entries: text to text.
@@ -25,6 +28,39 @@ impl Metadata {
     /// Sets an entry the way Python's `str` prints a bool, as kohya's readers expect.
     pub fn set_bool(&mut self, key: &str, value: bool) {
         self.set(key, if value { "True" } else { "False" });
+    }
+
+    /// Adds what kohya's readers expect of every file, where the adapter came without: base model, network, rank, alpha.
+    pub(crate) fn fill_kohya(&mut self, adapter: &Adapter, lineage: Option<Lineage>) {
+        let kohya = adapter.layers.values().all(|delta| delta.algorithm() == "LoRA");
+        let number = |of: &dyn Fn(&Delta) -> Option<f64>, python: &dyn Fn(f64) -> String| {
+            let values: BTreeSet<u64> = adapter.layers.values().filter_map(of).map(f64::to_bits).collect();
+            match values.into_iter().collect::<Vec<_>>()[..] {
+                [] => "None".to_string(),
+                [one] => python(f64::from_bits(one)),
+                _ => "Dynamic".to_string(),
+            }
+        };
+        let rank = number(&|delta| delta.rank().map(|r| r as f64), &|r| r.to_string());
+        let alpha = number(&|delta| delta.alpha().or(delta.rank().map(|r| r as f64)), &python_float);
+        let version = match lineage {
+            Some(Lineage::Sd1) => Some("sd_v1"),
+            Some(Lineage::Sd2) => Some("sd_v2"),
+            Some(Lineage::Sdxl | Lineage::SdxlRefiner) => Some("sdxl_base_v1-0"),
+            Some(Lineage::Other(_)) | None => None,
+        };
+        for (key, value) in [
+            ("ss_v2", lineage.map(|l| if l == Lineage::Sd2 { "True" } else { "False" }.to_string())),
+            ("ss_base_model_version", version.map(ToString::to_string)),
+            ("ss_network_module", Some(if kohya { "networks.lora" } else { "lycoris.kohya" }.to_string())),
+            ("ss_network_dim", Some(rank)),
+            ("ss_network_alpha", Some(alpha)),
+            ("ss_network_args", Some("{}".to_string())),
+        ] {
+            if let Some(value) = value {
+                self.0.entry(key.to_string()).or_insert(value);
+            }
+        }
     }
 
     /// Records the hash of the tensor bytes, in the two places readers look.

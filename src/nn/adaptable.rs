@@ -16,6 +16,20 @@ pub enum Part {
     TextEncoder2,
 }
 
+impl Part {
+    /// Every component.
+    pub const ALL: [Self; 3] = [Self::Unet, Self::TextEncoder, Self::TextEncoder2];
+
+    /// diffusers' name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unet => "unet",
+            Self::TextEncoder => "text_encoder",
+            Self::TextEncoder2 => "text_encoder_2",
+        }
+    }
+}
+
 /// Where a layer is: its component and its dotted path in diffusers' (UNet) or Hugging Face's (text encoder) words,
 /// such as `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q` or
 /// `text_model.encoder.layers.0.self_attn.q_proj`.
@@ -50,12 +64,7 @@ impl LayerPath {
 
 impl fmt::Display for LayerPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let part = match self.part {
-            Part::Unet => "unet",
-            Part::TextEncoder => "text_encoder",
-            Part::TextEncoder2 => "text_encoder_2",
-        };
-        write!(f, "{part}.{}", self.name)
+        write!(f, "{}.{}", self.part.name(), self.name)
     }
 }
 

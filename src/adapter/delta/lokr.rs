@@ -1,6 +1,6 @@
 //! `LoKr`: the Kronecker product of a small and a larger matrix.
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::{Algorithm, Delta, Stored, math};
 use crate::error::{Error, Result};
@@ -88,8 +88,13 @@ impl Algorithm for LoKr {
     fn tensors(&self) -> Result<Vec<Stored>> {
         let alpha = self.alpha.or_else(|| self.rank().map(|r| r as f64)).unwrap_or(1.0);
         let mut all = vec![math::stored_alpha(alpha, self.second.like())?];
-        for (factor, [whole, a_name, b_name, core_name]) in [&self.first, &self.second].into_iter().zip(NAMES)
-        {
+        // Readers take two whole factors for unscaled, so another scale goes into the first.
+        let scale = self.whole_scale.filter(|_| self.rank().is_none()).unwrap_or(1.0);
+        let first = match &self.first {
+            Whole(w) if scale != 1.0 => Whole((w.to_dtype(DType::F32)? * scale)?.to_dtype(w.dtype())?),
+            other => other.clone(),
+        };
+        for (factor, [whole, a_name, b_name, core_name]) in [&first, &self.second].into_iter().zip(NAMES) {
             match factor {
                 Whole(w) => all.push((whole, w.clone())),
                 Product { a, b } => all.extend([(a_name, a.clone()), (b_name, b.clone())]),

@@ -5,9 +5,12 @@
 //! by replacing words in them.
 
 mod assemble;
+mod comfy;
+pub mod folder;
 pub mod kohya;
 pub mod names;
 pub mod peft;
+mod peft_write;
 pub mod prefix;
 mod read;
 pub mod suffix;
@@ -24,30 +27,51 @@ pub(crate) use write::write;
 use crate::error::{Error, Result};
 
 /// How names are spelled in a file this program writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Dialect {
-    /// What kohya's sd-scripts writes and every other tool reads.
+    /// What kohya's sd-scripts and LyCORIS write and every other tool reads.
     #[default]
     Kohya,
-    /// What diffusers' `save_lora_weights` writes: PEFT names below the component's.
+    /// What diffusers' `save_lora_weights` writes: PEFT names below the component's. Only `LoRA` and `DoRA`.
     Diffusers,
+    /// A folder for each component, as PEFT's `save_pretrained` makes it.
+    Peft,
+    /// The original code's names, as ComfyUI has them.
+    Comfy,
+}
+
+impl Dialect {
+    /// Every dialect.
+    pub const ALL: [Self; 4] = [Self::Kohya, Self::Diffusers, Self::Peft, Self::Comfy];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kohya => "kohya",
+            Self::Diffusers => "diffusers",
+            Self::Peft => "peft",
+            Self::Comfy => "comfy",
+        }
+    }
+
+    /// True if an adapter becomes a folder rather than a file.
+    pub fn is_folder(self) -> bool {
+        self == Self::Peft
+    }
 }
 
 impl FromStr for Dialect {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self> {
-        match s {
-            "kohya" => Ok(Self::Kohya),
-            "diffusers" => Ok(Self::Diffusers),
-            _ => Err(Error::unknown("dialect", s, ["kohya", "diffusers"])),
-        }
+        let known = Self::ALL.map(Self::name);
+        Self::ALL.into_iter().find(|d| d.name() == s).ok_or_else(|| Error::unknown("dialect", s, known))
     }
 }
 
 impl fmt::Display for Dialect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", if *self == Self::Kohya { "kohya" } else { "diffusers" })
+        f.write_str(self.name())
     }
 }
 

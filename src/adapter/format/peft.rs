@@ -1,13 +1,11 @@
 //! diffusers' spelling: the component's name, the dotted path, PEFT's `lora_A` and `lora_B`; ranks and alphas in a
 //! metadata entry of PEFT's `LoraConfig` fields.
 
-use std::collections::BTreeMap;
-
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use super::prefix::Component;
 use crate::{
-    adapter::{Adapter, Metadata},
+    adapter::Metadata,
     error::{Error, Result},
     nn::{LayerPath, Part},
 };
@@ -15,17 +13,14 @@ use crate::{
 /// The metadata entry that holds the configs.
 pub const CONFIG_KEY: &str = "lora_adapter_metadata";
 
-/// The parameter names, in the order down, up.
-pub(super) const PARAMS: [&str; 2] = [".lora_A.weight", ".lora_B.weight"];
-
 /// The module's name in a file.
 pub fn module_name(path: &LayerPath) -> String {
     path.to_string()
 }
 
-fn component(part: Part) -> String {
-    let root = LayerPath::root(part).to_string();
-    root.trim_end_matches('.').to_string()
+/// The component's name, before its layers'.
+pub(super) fn component(part: Part) -> &'static str {
+    part.name()
 }
 
 /// The ranks and alphas a diffusers file states beside its tensors.
@@ -41,15 +36,25 @@ impl Config {
         let Some(text) = metadata.get(CONFIG_KEY) else { return Ok(Self::default()) };
         let value: Value = serde_json::from_str(text)
             .map_err(|e| Error::invalid(format!("metadata `{CONFIG_KEY}` is not JSON: {e}")))?;
-        match value {
-            Value::Object(map) => Ok(Self(map)),
-            other => Err(Error::invalid(format!("metadata `{CONFIG_KEY}` must be an object, found {other}"))),
+        let Value::Object(fields) = value else {
+            return Err(Error::invalid(format!("metadata `{CONFIG_KEY}` must be an object, found {value}")));
+        };
+        for (field, patterns) in &fields {
+            let patterns = patterns.as_object().filter(|_| field.ends_with("_pattern"));
+            if let Some(pattern) = patterns.and_then(|p| p.keys().find(|key| is_foreign(key))) {
+                let message =
+                    format!("`{field}` has the regular expression `{pattern}`, expected a layer's name");
+                return Err(
+                    Error::invalid(message).with_hint("replace it by the names of the layers it means")
+                );
+            }
         }
+        Ok(Self(fields))
     }
 
     /// alpha on a layer, such that the scale is alpha / rank also under rsLoRA (alpha / √rank).
     pub fn alpha(&self, path: &LayerPath, rank: usize) -> Option<f64> {
-        self.alpha_where(path.part, rank, |key| ends_at(&path.name, key, '.'))
+        self.alpha_where(path.part, rank, |key| fits(key, &path.name, '.'))
     }
 
     fn alpha_where(&self, part: Part, rank: usize, is_meant: impl Fn(&str) -> bool) -> Option<f64> {
@@ -73,14 +78,14 @@ impl Config {
             Component::TextEncoder2 => Part::TextEncoder2,
             Component::Unet | Component::Unsaid => Part::Unet,
         };
-        self.alpha_where(part, rank, |key| ends_at(flat, &key.replace('.', "_"), '_'))
+        self.alpha_where(part, rank, |key| fits(key, flat, '_'))
     }
 
     /// alpha / r, for algorithms whose tensors do not tell r.
     pub fn scale(&self, path: &LayerPath) -> Option<f64> {
         let pattern = self.setting(path.part, "rank_pattern").and_then(Value::as_object);
         let rank = pattern
-            .and_then(|pattern| pattern.iter().find(|(key, _)| ends_at(&path.name, key, '.')))
+            .and_then(|pattern| pattern.iter().find(|(key, _)| fits(key, &path.name, '.')))
             .map(|(_, rank)| rank)
             .or_else(|| self.setting(path.part, "r"))
             .and_then(Value::as_u64)
@@ -96,7 +101,7 @@ impl Config {
     /// True if a field that lists modules names this layer; `None` without such a field.
     pub fn lists(&self, path: &LayerPath, name: &str) -> Option<bool> {
         let modules = self.setting(path.part, name)?.as_array()?;
-        Some(modules.iter().filter_map(Value::as_str).any(|module| ends_at(&path.name, module, '.')))
+        Some(modules.iter().filter_map(Value::as_str).any(|module| fits(module, &path.name, '.')))
     }
 
     /// Adapters with DoRA have magnitudes as tensors too; this only tells the file said so.
@@ -106,61 +111,57 @@ impl Config {
     }
 }
 
-/// PEFT's pattern rule, `(.*\.)?key$`, for keys that are plain names.
-fn ends_at(name: &str, key: &str, separator: char) -> bool {
-    name.strip_suffix(key).is_some_and(|rest| rest.is_empty() || rest.ends_with(separator))
+/// PEFT's rule, `(.*\.)?(pattern)$` as a regular expression, for the patterns that are written: names, which diffusers
+/// anchors with `^`, and `.*` between parts of them.
+fn fits(pattern: &str, name: &str, separator: char) -> bool {
+    let inner = pattern.trim_start_matches('^').trim_end_matches('$').as_bytes();
+    if pattern.starts_with('^') {
+        return matches(inner, name.as_bytes());
+    }
+    let starts = name.match_indices(separator).map(|(at, _)| at + separator.len_utf8());
+    std::iter::once(0).chain(starts).any(|at| matches(inner, &name.as_bytes()[at..]))
 }
 
-/// The metadata entry for an adapter: what diffusers passes to PEFT's `LoraConfig`.
-pub fn config_text(adapter: &Adapter) -> String {
-    let mut configs = Map::new();
-    for part in [Part::Unet, Part::TextEncoder, Part::TextEncoder2] {
-        let layers: Vec<(&str, usize, f64)> = adapter
-            .layers
-            .iter()
-            .filter(|(path, _)| path.part == part)
-            .filter_map(|(path, delta)| {
-                let rank = delta.rank()?;
-                Some((path.name.as_str(), rank, delta.alpha().unwrap_or(rank as f64)))
-            })
-            .collect();
-        if layers.is_empty() {
-            continue;
-        }
-        let rank = commonest(layers.iter().map(|(_, r, _)| *r as f64));
-        let alpha = commonest(layers.iter().map(|(_, _, a)| *a));
-        let pattern = |other: &dyn Fn(&(&str, usize, f64)) -> f64, common: f64| -> Value {
-            layers
-                .iter()
-                .filter(|l| other(l) != common)
-                .map(|l| (l.0.to_string(), number(other(l))))
-                .collect()
-        };
-        let targets: Vec<&str> = layers.iter().map(|(name, ..)| *name).collect();
-        let prefix = component(part);
-        for (name, value) in [
-            ("alpha_pattern", pattern(&|l| l.2, alpha)),
-            ("lora_alpha", number(alpha)),
-            ("peft_type", json!("LORA")),
-            ("r", number(rank)),
-            ("rank_pattern", pattern(&|l| l.1 as f64, rank)),
-            ("target_modules", json!(targets)),
+/// `.` stands for any character, as in a regular expression.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], _) => name.is_empty(),
+        ([b'.', b'*', rest @ ..], _) => (0..=name.len()).any(|at| matches(rest, &name[at..])),
+        ([b'\\', b'.', rest @ ..] | [b'.', rest @ ..], [_, name @ ..]) => matches(rest, name),
+        ([a, rest @ ..], [b, name @ ..]) => a == b && matches(rest, name),
+        (_, []) => false,
+    }
+}
+
+/// True for patterns [`fits`] does not understand, or would take long for.
+fn is_foreign(pattern: &str) -> bool {
+    const REGEX: &[char] = &['*', '+', '?', '^', '$', '(', ')', '[', ']', '{', '}', '|', '\\'];
+    let inner = pattern.trim_start_matches('^').trim_end_matches('$');
+    inner.matches(".*").count() > 3 || inner.replace(".*", "").replace("\\.", "").contains(REGEX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_mean_what_peft_makes_of_them() {
+        let name = "down_blocks.1.attentions.0.attn2.to_k";
+        for (pattern, fits_it) in [
+            ("to_k", true),
+            ("attn2.to_k", true),
+            ("2.to_k", false),
+            ("o_k", false),
+            ("^down_blocks.1.attentions.0.attn2.to_k", true),
+            ("^attn2.to_k", false),
+            ("down_blocks.*to_k$", true),
+            (".*attn2\\.to_k", true),
+            ("down_blocks.*to_q", false),
         ] {
-            configs.insert(format!("{prefix}.{name}"), value);
+            assert_eq!(fits(pattern, name, '.'), fits_it, "{pattern}");
+            assert!(!is_foreign(pattern), "{pattern}");
         }
+        assert!(fits("attn2.to_k", "down_blocks_1_attn2_to_k", '_'));
+        assert!(is_foreign("(to_k|to_v)") && is_foreign(".*.*.*.*") && is_foreign("to_[qk]"));
     }
-    Value::Object(configs).to_string()
-}
-
-/// Whole numbers as JSON integers: PEFT wants its rank so.
-fn number(x: f64) -> Value {
-    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
-}
-
-fn commonest(values: impl Iterator<Item = f64>) -> f64 {
-    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
-    for value in values {
-        *counts.entry(value.to_bits()).or_default() += 1;
-    }
-    counts.into_iter().max_by_key(|(_, count)| *count).map_or(0.0, |(bits, _)| f64::from_bits(bits))
 }

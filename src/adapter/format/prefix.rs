@@ -95,6 +95,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("unet:", "cloneofsimo's lora, whose layers have numbers instead of names"),
     ("text_encoder:", "cloneofsimo's lora, whose layers have numbers instead of names"),
     ("first_stage_model.", "a whole checkpoint"),
+    ("model.diffusion_model.input_blocks.0.0.weight", "a whole checkpoint"),
     ("model_ema.", "a whole checkpoint"),
     ("alphas_cumprod", "a whole checkpoint"),
     ("emb_params", "a textual inversion, which prompts call by its file's name"),
@@ -153,6 +154,20 @@ pub fn is_ldm(name: &str) -> bool {
     ]
     .iter()
     .any(|block| name.starts_with(block))
+}
+
+/// True for the names of a text encoder's layers, flat.
+pub fn is_text(flat: &str) -> bool {
+    [
+        "text_model",
+        "encoder_layers",
+        "embeddings_",
+        "transformer_resblocks",
+        "final_layer_norm",
+        "text_projection",
+    ]
+    .iter()
+    .any(|start| flat.starts_with(start))
 }
 
 fn without_wrappers(name: &str) -> Cow<'_, str> {

@@ -10,13 +10,15 @@ use candle_core::{DType, Tensor};
 use super::{
     LoadOptions, NameTable,
     assemble::{self, Context, Found, Module},
-    prefix,
+    folder,
+    prefix::{self, Component},
     suffix::{self, Param},
 };
 use crate::{
     adapter::{
-        Adapter, Delta, LoadReport, Metadata, Unmatched,
+        Adapter, Delta, LoadReport, Metadata, Survey, Unmatched,
         report::{Lineage, Reason},
+        survey::SurveyedModule,
     },
     error::{Error, Result},
     nn::LayerPath,
@@ -27,13 +29,14 @@ use crate::{
 const NEAREST_LOOKUPS: usize = 20;
 
 pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
-    let file = SafetensorsFile::read(path)?;
+    let file = folder::open(path)?;
     assemble(&file, table, options).map_err(|e| e.context(path.display().to_string()))
 }
 
 fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
     let metadata = Metadata(file.metadata().clone());
-    let sorted = Sorted::sort(file, table)?;
+    let survey = Survey::of(file)?;
+    let sorted = Sorted::sort(file, table, &survey)?;
     if let (Some(found), Some(wanted)) = (sorted.lineage, table.lineage())
         && found != wanted
     {
@@ -50,6 +53,8 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
         let delta = assemble::delta(module, &context);
         layers.insert(path.clone(), delta.map_err(|e| e.context(format!("`{key}` ({path})")))?);
     }
+    report.lineage = report.lineage.or(survey.family.lineage);
+    report.warnings.extend(survey.warnings);
     report.warnings.extend(oddities(&layers, &metadata));
     report.enforce(options.allow_unmatched)?;
     Ok(Adapter { layers, metadata, report })
@@ -62,11 +67,14 @@ struct Sorted {
     unmatched: Vec<Unmatched>,
     dialects: BTreeSet<&'static str>,
     lineage: Option<Lineage>,
+    /// What names of a text encoder's layers mean where the component is not said.
+    unsaid_is_second: bool,
 }
 
 impl Sorted {
-    fn sort(file: &SafetensorsFile, table: &NameTable) -> Result<Self> {
-        let mut sorted = Self::default();
+    fn sort(file: &SafetensorsFile, table: &NameTable, survey: &Survey) -> Result<Self> {
+        let unsaid_is_second = survey.modules.iter().any(|module| is_of_second(module, table));
+        let mut sorted = Self { unsaid_is_second, ..Self::default() };
         for key in file.names().filter(|key| !prefix::is_bookkeeping(key)) {
             match sorted.place(key, file, table) {
                 Ok((path, param)) => sorted.insert(path, param, (key.to_string(), file.tensor(key)?))?,
@@ -85,7 +93,10 @@ impl Sorted {
         let keys = &file.header().tensors;
         let (name, param) = suffix::split_among(key, |key| keys.contains_key(key))
             .ok_or_else(|| prefix::foreign(key).map_or(Reason::UnknownParameter, Reason::Foreign))?;
-        let module = prefix::parse(name);
+        let mut module = prefix::parse(name);
+        if module.component == Component::Unsaid && self.unsaid_is_second && prefix::is_text(&module.flat) {
+            module.component = Component::TextEncoder2;
+        }
         if let Some(what) = prefix::foreign(name) {
             return Err(Reason::Foreign(what));
         }
@@ -131,6 +142,20 @@ impl Sorted {
             ..LoadReport::default()
         }
     }
+}
+
+/// SDXL's text encoders have layers of the same names; their widths and numbers of layers differ.
+fn is_of_second(module: &SurveyedModule, table: &NameTable) -> bool {
+    let of = |component: Component| {
+        let spelled = prefix::Module { component, ..prefix::parse(&module.name) };
+        let path = table.resolve(&spelled).ok()?;
+        let width = table.shape(&path)?.get(1).copied();
+        Some(module.reads.is_none() || module.reads == width)
+    };
+    module.component == Component::Unsaid
+        && prefix::is_text(&module.flat)
+        && of(Component::TextEncoder) != Some(true)
+        && of(Component::TextEncoder2) == Some(true)
 }
 
 fn same(a: &Tensor, b: &Tensor) -> Result<bool> {

@@ -1,79 +1,154 @@
-//! An [`Adapter`] into a file. The same adapter makes the same bytes.
+//! An [`Adapter`] into a file, or a folder. The same adapter makes the same bytes.
 
 use std::path::Path;
 
 use candle_core::Tensor;
+use serde_json::{Map, Value, json};
 
-use super::{Dialect, NameTable, SaveOptions, kohya, peft};
+use super::{
+    Dialect, NameTable, SaveOptions, comfy, folder, kohya,
+    peft::{self, component},
+    peft_write::{self, Layer},
+};
 use crate::{
-    adapter::{Adapter, Delta, LowRank},
+    adapter::{Adapter, Delta, Metadata},
     error::{Error, Result},
-    nn::LayerPath,
+    files,
+    nn::{LayerPath, Part},
     weights::writer::SafetensorsWriter,
 };
 
 pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: &SaveOptions) -> Result<()> {
     let writing = |e: Error| e.context(format!("writing {}", path.display()));
-    let tensors = tensors(adapter, table, options).map_err(writing)?;
-    let writer = SafetensorsWriter::new(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)));
-    let writer = writer.map_err(writing)?;
-    let mut metadata = adapter.metadata.clone();
-    if options.dialect == Dialect::Diffusers {
-        metadata.set("format", "pt");
-        metadata.set(peft::CONFIG_KEY, peft::config_text(adapter));
-    } else {
-        metadata.0.remove(peft::CONFIG_KEY);
+    if adapter.layers.is_empty() {
+        return Err(writing(Error::invalid("an adapter without layers cannot be written")));
     }
+    let adapter = cast(adapter, options).map_err(writing)?;
+    let layers = layers(&adapter, table).map_err(writing)?;
+    let mut metadata = adapter.metadata.clone();
+    metadata.0.remove(peft::CONFIG_KEY);
+    match options.dialect {
+        Dialect::Peft => write_folders(&layers, path, &metadata),
+        Dialect::Diffusers => {
+            metadata.set("format", "pt");
+            metadata.set(peft::CONFIG_KEY, joined_config(&layers).map_err(writing)?);
+            write_file(&tensors(&layers, diffusers_tensors).map_err(writing)?, path, metadata)
+        }
+        Dialect::Kohya => {
+            metadata.fill_kohya(&adapter, table.lineage());
+            let named = |layer: &Layer<'_>| named(layer.delta, &kohya::module_name(layer.path, table)?);
+            write_file(&tensors(&layers, named).map_err(writing)?, path, metadata)
+        }
+        Dialect::Comfy => {
+            let named = |layer: &Layer<'_>| {
+                if !comfy::reads(layer.delta) {
+                    return Err(no_spelling("ComfyUI", layer.delta));
+                }
+                named(layer.delta, &comfy::module_name(layer.path, table)?)
+            };
+            write_file(&tensors(&layers, named).map_err(writing)?, path, metadata)
+        }
+    }
+}
+
+type Named = (String, Tensor);
+
+fn cast(adapter: &Adapter, options: &SaveOptions) -> Result<Adapter> {
+    let mut cast = adapter.clone();
+    if let Some(dtype) = options.dtype {
+        for delta in cast.layers.values_mut() {
+            *delta = delta.map(&mut |t| Ok(t.to_dtype(dtype)?))?;
+        }
+    }
+    Ok(cast)
+}
+
+fn layers<'a>(adapter: &'a Adapter, table: &'a NameTable) -> Result<Vec<Layer<'a>>> {
+    let layer = |(path, delta): (&'a LayerPath, &'a Delta)| match table.shape(path) {
+        Some(shape) => Ok(Layer { path, delta, shape }),
+        None => Err(Error::invalid(format!("{path}: the model has no such layer"))),
+    };
+    adapter.layers.iter().map(layer).collect()
+}
+
+fn tensors(layers: &[Layer<'_>], of: impl Fn(&Layer<'_>) -> Result<Vec<Named>>) -> Result<Vec<Named>> {
+    let lists: Vec<Vec<Named>> = layers
+        .iter()
+        .map(|layer| of(layer).map_err(|e| e.context(layer.path.to_string())))
+        .collect::<Result<_>>()?;
+    Ok(lists.into_iter().flatten().collect())
+}
+
+/// kohya's and LyCORIS' parameters below a module's name.
+fn named(delta: &Delta, module: &str) -> Result<Vec<Named>> {
+    Ok(delta.tensors()?.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
+}
+
+fn diffusers_tensors(layer: &Layer<'_>) -> Result<Vec<Named>> {
+    if !peft_write::is_lora(layer.delta) {
+        return Err(no_spelling("diffusers", layer.delta));
+    }
+    let module = peft::module_name(layer.path);
+    let params = peft_write::params(layer)?;
+    Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
+}
+
+fn no_spelling(tool: &str, delta: &Delta) -> Error {
+    Error::invalid(format!("{tool} has no spelling for {}", delta.algorithm()))
+        .with_hint("write it in kohya's dialect")
+}
+
+fn write_file(tensors: &[Named], path: &Path, mut metadata: Metadata) -> Result<()> {
+    let writer = SafetensorsWriter::new(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
+        .map_err(|e| e.context(format!("writing {}", path.display())))?;
     metadata.set_hash(&writer.data_sha256()?);
     writer.write(path, &metadata.0)
 }
 
-fn tensors(adapter: &Adapter, table: &NameTable, options: &SaveOptions) -> Result<Vec<(String, Tensor)>> {
-    if adapter.layers.is_empty() {
-        return Err(Error::invalid("an adapter without layers cannot be written"));
-    }
-    let mut tensors = Vec::new();
-    for (layer, delta) in &adapter.layers {
-        named_tensors(layer, delta, table, options, &mut tensors)
-            .map_err(|e| e.context(layer.to_string()))?;
-    }
-    Ok(tensors)
+/// The layers of each component that has some.
+fn by_part<'a>(layers: &'a [Layer<'a>]) -> impl Iterator<Item = (Part, &'a [Layer<'a>])> {
+    // They are sorted by component.
+    layers.chunk_by(|a, b| a.path.part == b.path.part).map(|layers| (layers[0].path.part, layers))
 }
 
-fn named_tensors(
-    layer: &LayerPath,
-    delta: &Delta,
-    table: &NameTable,
-    options: &SaveOptions,
-    out: &mut Vec<(String, Tensor)>,
-) -> Result<()> {
-    let Some(shape) = table.shape(layer) else {
-        return Err(Error::invalid("the model has no such layer"));
-    };
-    let cast = |t: &Tensor| -> Result<Tensor> { Ok(t.to_dtype(options.dtype.unwrap_or(t.dtype()))?) };
-    let delta = delta.map(&mut |t| cast(t))?;
-    match (options.dialect, &delta) {
-        (Dialect::Kohya, _) => {
-            let module = kohya::module_name(layer, table)?;
-            out.extend(
-                delta.tensors()?.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)),
-            );
+/// diffusers' metadata entry: every component's config in one object.
+fn joined_config(layers: &[Layer<'_>]) -> Result<Value> {
+    let mut joined = Map::new();
+    for (part, layers) in by_part(layers) {
+        for (field, value) in peft_write::config(layers)? {
+            joined.insert(format!("{}.{field}", component(part)), value);
         }
-        (Dialect::Diffusers, Delta::LowRank(LowRank { down, up, mid, .. })) => {
-            let module = peft::module_name(layer);
-            // PEFT has no core; the same delta as two factors.
-            let down = match delta.branch(shape)? {
-                Some(branch) if mid.is_some() => branch.down.to_dtype(down.dtype())?,
-                _ => down.clone(),
-            };
-            for (param, tensor) in peft::PARAMS.iter().zip([down, up.clone()]) {
-                out.push((format!("{module}{param}"), tensor));
-            }
+    }
+    Ok(Value::Object(joined))
+}
+
+/// A folder a component, each as PEFT's `save_pretrained` makes it.
+fn write_folders(layers: &[Layer<'_>], path: &Path, metadata: &Metadata) -> Result<()> {
+    if path.is_file() {
+        return Err(Error::file(path, "is a file, expected a folder to put PEFT's folders into"));
+    }
+    for (part, layers) in by_part(layers) {
+        let writing = |e: Error| e.context(format!("writing {}", path.display()));
+        let mut config = peft_write::config(layers).map_err(writing)?;
+        for (name, value) in [
+            ("auto_mapping", peft_write::base_model(part)),
+            ("base_model_name_or_path", Value::Null),
+            ("inference_mode", json!(true)),
+            ("task_type", Value::Null),
+        ] {
+            config.insert(name.into(), value);
         }
-        (Dialect::Diffusers, _) => {
-            return Err(Error::invalid(format!("diffusers has no spelling for {}", delta.algorithm()))
-                .with_hint("write it as kohya's dialect"));
-        }
+        let tensors = tensors(layers, |layer| {
+            let module = format!("{}{}", folder::ROOT, layer.path.name);
+            let params = peft_write::params(layer)?;
+            Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
+        });
+        let (tensors, to) = (tensors.map_err(writing)?, path.join(component(part)));
+        let mut metadata = metadata.clone();
+        metadata.set("format", "pt");
+        write_file(&tensors, &to.join(folder::WEIGHTS), metadata)?;
+        let text = format!("{:#}\n", Value::Object(config));
+        files::write_bytes(to.join(folder::CONFIG), text.as_bytes())?;
     }
     Ok(())
 }

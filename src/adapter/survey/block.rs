@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::adapter::format::prefix::Component;
+use crate::adapter::format::prefix::{Component, is_text};
 
 /// A block of the network, numbered as block-weight tools do: the original code's `input_blocks` and `output_blocks`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,19 +127,6 @@ impl Kind {
 /// The original name ends in a plain `conv` only there.
 fn is_upsampler(flat: &str) -> bool {
     flat.starts_with("output_blocks_") && flat.ends_with("_conv")
-}
-
-fn is_text(flat: &str) -> bool {
-    [
-        "text_model",
-        "encoder_layers",
-        "embeddings_",
-        "transformer_resblocks",
-        "final_layer_norm",
-        "text_projection",
-    ]
-    .iter()
-    .any(|start| flat.starts_with(start))
 }
 
 impl fmt::Display for Kind {

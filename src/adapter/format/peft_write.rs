@@ -1,0 +1,273 @@
+//! Deltas in PEFT's words: a component's config, and its parameters by PEFT's names. diffusers uses both for `LoRA`.
+
+use std::collections::BTreeMap;
+
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value, json};
+
+use crate::{
+    adapter::{
+        Delta,
+        delta::{Beside, Dora, LoKr, MagnitudeAxis, OftSeries, OftV2},
+    },
+    error::{Error, Result},
+    nn::{LayerPath, Part},
+};
+
+/// A layer's delta and its base weight's shape.
+pub(super) struct Layer<'a> {
+    pub path: &'a LayerPath,
+    pub delta: &'a Delta,
+    pub shape: &'a [usize],
+}
+
+/// A parameter by its suffix.
+type Stored = (&'static str, Tensor);
+
+/// One component's config, as PEFT's `adapter_config.json` has it.
+///
+/// # Errors
+/// If its layers need more than one config.
+pub(super) fn config(layers: &[Layer<'_>]) -> Result<Map<String, Value>> {
+    let kinds = one(layers, "algorithms", |l| Ok(kind(l.delta)?.to_string()))?;
+    let mut config = Map::new();
+    let names: Vec<&str> = layers.iter().map(|l| l.path.name.as_str()).collect();
+    config.insert("peft_type".into(), json!(kinds));
+    config.insert("target_modules".into(), json!(names));
+    match kinds.as_str() {
+        LORA => {
+            ranks(&mut config, layers, "lora_alpha");
+            let dora = |l: &Layer<'_>| Ok(matches!(l.delta, Delta::Dora(_)));
+            if one(layers, "layers with and without DoRA", dora)? {
+                config.insert("use_dora".into(), json!(true));
+            }
+            let biased = |l: &Layer<'_>| Ok(l.delta.changes_bias());
+            if one(layers, "layers with and without a bias", biased)? {
+                config.insert("lora_bias".into(), json!(true));
+            }
+        }
+        LOHA | LOKR => {
+            ranks(&mut config, layers, "alpha");
+            let tucker = layers.iter().any(|l| l.delta.algorithm().contains("Tucker"));
+            config.insert("use_effective_conv2d".into(), json!(tucker));
+            kronecker(&mut config, layers);
+        }
+        IA3 => {
+            let on_input = |l: &&Layer<'_>| matches!(l.delta, Delta::Ia3(ia3) if ia3.on_input);
+            let inputs: Vec<&str> = layers.iter().filter(on_input).map(|l| l.path.name.as_str()).collect();
+            config.insert("feedforward_modules".into(), json!(inputs));
+        }
+        _ => rotations(&mut config, layers)?,
+    }
+    Ok(config)
+}
+
+const LORA: &str = "LORA";
+const LOHA: &str = "LOHA";
+const LOKR: &str = "LOKR";
+const IA3: &str = "IA3";
+const OFT: &str = "OFT";
+
+fn kind(delta: &Delta) -> Result<&'static str> {
+    match delta {
+        Delta::LowRank(_) => Ok(LORA),
+        Delta::Dora(Dora { inner, axis: MagnitudeAxis::Output, .. })
+            if matches!(**inner, Delta::LowRank(_)) =>
+        {
+            Ok(LORA)
+        }
+        Delta::Beside(Beside { inner, residual: None, .. }) if matches!(**inner, Delta::LowRank(_)) => {
+            Ok(LORA)
+        }
+        Delta::LoHa(_) => Ok(LOHA),
+        Delta::LoKr(_) => Ok(LOKR),
+        Delta::Ia3(_) => Ok(IA3),
+        Delta::OftV2(OftV2 { opposite: false, .. }) => Ok(OFT),
+        other => Err(Error::invalid(format!("PEFT has no spelling for {}", other.algorithm()))
+            .with_hint("write it in kohya's dialect")),
+    }
+}
+
+/// True for deltas that diffusers' pipelines load.
+pub(super) fn is_lora(delta: &Delta) -> bool {
+    kind(delta).is_ok_and(|kind| kind == LORA)
+}
+
+/// What all layers agree on.
+fn one<T: PartialEq>(layers: &[Layer<'_>], what: &str, of: impl Fn(&Layer<'_>) -> Result<T>) -> Result<T> {
+    let mut found: Option<(T, &Layer<'_>)> = None;
+    for layer in layers {
+        let value = of(layer).map_err(|e| e.context(layer.path.to_string()))?;
+        match &found {
+            Some((first, other)) if *first != value => {
+                return Err(Error::invalid(format!(
+                    "PEFT has one config for a component, so it cannot hold {what}: {} ({}) and {} ({})",
+                    other.path,
+                    other.delta.algorithm(),
+                    layer.path,
+                    layer.delta.algorithm()
+                )));
+            }
+            Some(_) => {}
+            None => found = Some((value, layer)),
+        }
+    }
+    found.map(|(value, _)| value).ok_or_else(|| Error::invalid("a component without layers"))
+}
+
+/// The commonest rank and alpha, and where layers differ from them.
+fn ranks(config: &mut Map<String, Value>, layers: &[Layer<'_>], alpha_name: &str) {
+    let of = |l: &Layer<'_>| -> (f64, f64) {
+        // Two whole Kronecker factors: a rank so large that PEFT stores them whole, too.
+        let rank = l.delta.rank().unwrap_or_else(|| l.shape.iter().product()) as f64;
+        let scale = match l.delta {
+            Delta::LoKr(LoKr { whole_scale: Some(scale), .. }) if l.delta.rank().is_none() => *scale,
+            _ => 1.0,
+        };
+        let alpha = l.delta.alpha().filter(|_| l.delta.rank().is_some());
+        (rank, alpha.unwrap_or(rank * scale))
+    };
+    let (rank, alpha) =
+        (commonest(layers.iter().map(|l| of(l).0)), commonest(layers.iter().map(|l| of(l).1)));
+    let pattern = |of: &dyn Fn(&Layer<'_>) -> f64, common: f64| -> Value {
+        let others = layers.iter().filter(|l| of(l) != common);
+        others.map(|l| (l.path.name.clone(), number(of(l)))).collect()
+    };
+    config.insert("alpha_pattern".into(), pattern(&|l| of(l).1, alpha));
+    config.insert(alpha_name.into(), number(alpha));
+    config.insert("r".into(), number(rank));
+    config.insert("rank_pattern".into(), pattern(&|l| of(l).0, rank));
+}
+
+/// How PEFT shall split a layer's sizes into Kronecker factors.
+fn kronecker(config: &mut Map<String, Value>, layers: &[Layer<'_>]) {
+    let first = |l: &Layer<'_>| -> Option<(usize, bool)> {
+        let stored = l.delta.tensors().ok()?;
+        let of = |name: &str| stored.iter().find(|(suffix, _)| *suffix == name);
+        let whole = of(".lokr_w1");
+        Some((whole.or_else(|| of(".lokr_w1_a"))?.1.dims().first().copied()?, whole.is_none()))
+    };
+    let firsts: Vec<(usize, bool)> = layers.iter().filter_map(first).collect();
+    if let Some(factor) = firsts.iter().map(|(factor, _)| *factor).max() {
+        config.insert("decompose_factor".into(), json!(factor));
+        config.insert("decompose_both".into(), json!(firsts.iter().any(|(_, both)| *both)));
+    }
+}
+
+fn rotations(config: &mut Map<String, Value>, layers: &[Layer<'_>]) -> Result<()> {
+    let oft = |l: &Layer<'_>| match l.delta {
+        Delta::OftV2(oft) => Ok(oft.clone()),
+        other => kind(other).and_then(|_| Err(Error::invalid("not an OFT"))),
+    };
+    let series = one(layers, "two ways to make rotations", |l| Ok(oft(l)?.series))?;
+    let stored = one(layers, "rotations of two sizes", |l| Ok(oft(l)?.skew.dims().get(1).copied()))?;
+    let limit = one(layers, "two limits", |l| Ok(oft(l)?.block_limit))?;
+    let shared = one(layers, "shared and single rotations", |l| {
+        let width: usize = l.shape[1..].iter().product();
+        Ok(oft(l)?.skew.dims()[0] == 1 && width * (width - 1) / 2 != stored.unwrap_or(0))
+    })?;
+    // b (b - 1) / 2 values are stored.
+    let block = (1.0 + (1.0 + 8.0 * stored.unwrap_or(0) as f64).sqrt()) / 2.0;
+    let mut set = |name: &str, value: Value| config.insert(name.into(), value);
+    set("r", json!(0));
+    set("oft_block_size", number(block.round()));
+    set("block_share", json!(shared));
+    set("use_cayley_neumann", json!(series != OftSeries::Exact));
+    if let OftSeries::Neumann(terms) = series {
+        set("num_cayley_neumann_terms", json!(terms));
+    }
+    if let Some(limit) = limit {
+        set("coft", json!(true));
+        set("eps", json!(limit));
+    }
+    Ok(())
+}
+
+/// A layer's parameters by PEFT's names.
+///
+/// # Errors
+/// If PEFT has none for the algorithm.
+pub(super) fn params(layer: &Layer<'_>) -> Result<Vec<Stored>> {
+    kind(layer.delta)?;
+    let shape = layer.shape;
+    match layer.delta {
+        Delta::LowRank(low_rank) => {
+            // PEFT has no core; the same delta as two factors.
+            let down = match layer.delta.branch(shape)? {
+                Some(branch) if low_rank.mid.is_some() => branch.down.to_dtype(low_rank.down.dtype())?,
+                _ => low_rank.down.clone(),
+            };
+            Ok(vec![(".lora_A.weight", down), (".lora_B.weight", low_rank.up.clone())])
+        }
+        Delta::Dora(dora) => {
+            let mut all = params(&Layer { delta: &dora.inner, ..*layer })?;
+            let count = dora.magnitude.elem_count();
+            let is_conv = shape.len() == 4;
+            let dims = if is_conv { vec![1, count, 1, 1] } else { vec![count] };
+            all.push((".lora_magnitude_vector", dora.magnitude.reshape(dims)?));
+            Ok(all)
+        }
+        Delta::Beside(beside) => {
+            let mut all = params(&Layer { delta: &beside.inner, ..*layer })?;
+            let scale = match &*beside.inner {
+                Delta::LowRank(low_rank) if low_rank.scale() != 0.0 => low_rank.scale(),
+                _ => return Err(Error::invalid("a bias beside factors without effect")),
+            };
+            if let Some(bias) = &beside.bias {
+                all.push((".lora_B.bias", (bias.to_dtype(DType::F32)? / scale)?.to_dtype(bias.dtype())?));
+            }
+            Ok(all)
+        }
+        Delta::Ia3(ia3) => {
+            // PEFT's scales what leaves the layer, its bias too; these layers have none.
+            let no_bias = ["to_q", "to_k", "to_v"].iter().any(|end| layer.path.name.ends_with(end));
+            if !(ia3.on_input || ia3.scales_bias || no_bias) {
+                return Err(Error::invalid("PEFT has no spelling for IA³ that leaves the bias alone"));
+            }
+            let mut dims = vec![1; shape.len()];
+            let along = usize::from(ia3.on_input || shape.len() == 4);
+            dims[along] = ia3.scale.elem_count();
+            let factors = (ia3.scale.to_dtype(DType::F32)? + 1.0)?.to_dtype(ia3.scale.dtype())?;
+            Ok(vec![(".ia3_l", factors.reshape(dims)?)])
+        }
+        Delta::OftV2(oft) => {
+            let columns = oft.skew.dims().get(1).copied().unwrap_or(0) as f64;
+            let block = f64::midpoint(1.0, (1.0 + 8.0 * columns).sqrt());
+            let skew = match oft.scaled {
+                true => (oft.skew.to_dtype(DType::F32)? * (0.5 / (block - 1.0).sqrt()))?
+                    .to_dtype(oft.skew.dtype())?,
+                false => oft.skew.clone(),
+            };
+            Ok(vec![(".oft_R.weight", skew)])
+        }
+        Delta::LoKr(lokr) => {
+            // The config has its scale, see [`ranks`].
+            let plain = Delta::LoKr(LoKr { whole_scale: None, ..lokr.clone() });
+            Ok(plain.tensors()?.into_iter().filter(|(suffix, _)| *suffix != ".alpha").collect())
+        }
+        other => Ok(other.tensors()?.into_iter().filter(|(suffix, _)| *suffix != ".alpha").collect()),
+    }
+}
+
+/// The class PEFT notes for a component.
+pub(super) fn base_model(part: Part) -> Value {
+    let (class, library) = match part {
+        Part::Unet => ("UNet2DConditionModel", "diffusers.models.unets.unet_2d_condition"),
+        Part::TextEncoder => ("CLIPTextModel", "transformers.models.clip.modeling_clip"),
+        Part::TextEncoder2 => ("CLIPTextModelWithProjection", "transformers.models.clip.modeling_clip"),
+    };
+    json!({ "base_model_class": class, "parent_library": library })
+}
+
+/// Whole numbers as JSON integers: PEFT wants its rank so.
+fn number(x: f64) -> Value {
+    if x.fract() == 0.0 && x.abs() < 1e15 { json!(x as i64) } else { json!(x) }
+}
+
+fn commonest(values: impl Iterator<Item = f64>) -> f64 {
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    for value in values {
+        *counts.entry(value.to_bits()).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count).map_or(0.0, |(bits, _)| f64::from_bits(bits))
+}
