@@ -15,7 +15,10 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use scumble::{
     progress::{CancelToken, Event},
-    weights::{Component, Family, ModelSource, OpenOptions, cache::HubCache, writer::SafetensorsWriter},
+    weights::{
+        Component, Family, ModelSource, OpenOptions, cache::HubCache,
+        writer::SafetensorsWriter,
+    },
 };
 use sha2::{Digest as _, Sha256};
 
@@ -35,8 +38,16 @@ struct State {
     /// Sends other bytes than the listing promises.
     damage: Option<String>,
     ignores_ranges: bool,
+    /// The path all addresses begin with, as behind a company's proxy.
+    prefix: String,
+    /// Sends whoever asks for a file to this address.
+    storage: Option<String>,
+    /// Sent instead of the true listing.
+    listing: Option<serde_json::Value>,
     /// Every request: path, and the range asked for.
     log: Vec<(String, Option<String>)>,
+    /// The token of every request.
+    tokens: Vec<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -97,6 +108,9 @@ fn model() -> Result<BTreeMap<String, Vec<u8>>, Box<dyn Error>> {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "safety_checker": [null, null],
     });
     let files = [
         ("README.md", b"# A model".to_vec()),
@@ -128,19 +142,28 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     let path = request.split(' ').nth(1).unwrap_or_default().to_string();
     let range = headers.get("range").cloned();
     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
+    state.tokens.push(headers.get("authorization").cloned());
+    let Some(path) = path.strip_prefix(&state.prefix).map(String::from) else {
+        return send(&mut stream, "404 Not Found", &[], b"");
+    };
     state.log.push((path.clone(), range.clone()));
 
     if state.token.as_ref().is_some_and(|t| headers.get("authorization") != Some(&format!("Bearer {t}"))) {
         return send(&mut stream, "401 Unauthorized", &["X-Error-Code: GatedRepo"], b"");
     }
     if path == "/api/models/owner/name/revision/main?blobs=true" {
-        return send(&mut stream, "200 OK", &[], listing(&state.files).to_string().as_bytes());
+        let listing = state.listing.clone().unwrap_or_else(|| listing(&state.files));
+        return send(&mut stream, "200 OK", &[], listing.to_string().as_bytes());
     }
     if path.starts_with("/api/models/owner/name/") {
         return send(&mut stream, "404 Not Found", &["X-Error-Code: RevisionNotFound"], b"");
     }
     let file = path.strip_prefix(&format!("/owner/name/resolve/{COMMIT}/"));
-    let Some((name, bytes)) = file.and_then(|f| state.files.get_key_value(f)) else {
+    if let Some(storage) = state.storage.as_ref().filter(|_| file.is_some()) {
+        return send(&mut stream, "302 Found", &[&format!("Location: {storage}{path}")], b"");
+    }
+    let file = file.map(|f| f.replace("%20", " ").replace("%23", "#"));
+    let Some((name, bytes)) = file.and_then(|f| state.files.get_key_value(&f)) else {
         return send(&mut stream, "404 Not Found", &["X-Error-Code: RepoNotFound"], b"");
     };
     let (name, mut bytes) = (name.clone(), bytes.clone());
@@ -334,15 +357,116 @@ fn a_snapshot_with_a_file_missing_is_completed() -> Done {
     let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
     let mut options = hub.options(cache.path());
     source()?.open(&options, &mut (), &CancelToken::default())?;
-    let vae = HubCache::new(cache.path())
-        .snapshot("owner/name", COMMIT)
-        .join("vae/diffusion_pytorch_model.safetensors");
-    fs::remove_file(fs::canonicalize(&vae)?)?;
-    options.offline = true;
-    assert!(source()?.open(&options, &mut (), &CancelToken::default()).is_err());
-    options.offline = false;
-    hub.state().log.clear();
+    let snapshot = HubCache::new(cache.path()).snapshot("owner/name", COMMIT);
+    let small =
+        ["model_index.json", "scheduler/scheduler_config.json", "vae/config.json", "tokenizer/merges.txt"];
+    for name in small.into_iter().chain(["vae/diffusion_pytorch_model.safetensors", UNET]) {
+        let link = snapshot.join(name);
+        // The blob alone, as a cleaner does, leaving a link to nowhere; and the link, as a part of a download does.
+        fs::remove_file(fs::canonicalize(&link)?)?;
+        if name.ends_with(".json") {
+            fs::remove_file(&link)?;
+        }
+        options.offline = true;
+        let error = source()?.open(&options, &mut (), &CancelToken::default()).expect_err(name);
+        assert!(error.to_string().contains("this run is offline"), "{name}: {error}");
+        assert!(error.hint().is_some_and(|h| h.contains("fetch what is missing")), "{name}: {error}");
+        options.offline = false;
+        hub.state().log.clear();
+        source()?.open(&options, &mut (), &CancelToken::default())?;
+        assert_eq!(hub.state().log.len(), 2, "the listing and {name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_token_stays_with_the_hub() -> Done {
+    let (hub, storage, cache) = (Hub::start()?, Hub::start()?, tempfile::tempdir()?);
+    // The same machine by another name, which is another host.
+    hub.state().storage = Some(storage.address.replace("127.0.0.1", "localhost"));
+    storage.state().cut = Some((UNET.into(), 1_234_567));
+    source()?.open(&hub.options(cache.path()), &mut (), &CancelToken::default())?;
+    assert_eq!(storage.requests(UNET), [None, Some("bytes=1234567-".into())]);
+    let asked = hub.state();
+    assert!(asked.tokens.len() > 2 && asked.tokens.iter().all(|t| t.as_deref() == Some("Bearer wrong")));
+    assert!(storage.state().tokens.iter().all(Option::is_none), "{:?}", storage.state().tokens);
+    Ok(())
+}
+
+#[test]
+fn the_hub_may_be_below_a_path() -> Done {
+    let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
+    hub.state().prefix = "/mirrors/hf".into();
+    let mut options = hub.options(cache.path());
+    options.endpoint = Some(format!("{}/mirrors/hf/", hub.address));
     source()?.open(&options, &mut (), &CancelToken::default())?;
-    assert_eq!(hub.state().log.len(), 2, "the listing and the one file");
+    Ok(())
+}
+
+#[test]
+fn another_kind_of_model_is_refused_before_its_weights_are_here() -> Done {
+    let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
+    hub.state().files.insert("model_index.json".into(), br#"{"_class_name": "FluxPipeline"}"#.to_vec());
+    let error =
+        source()?.open(&hub.options(cache.path()), &mut (), &CancelToken::default()).expect_err("Flux");
+    assert!(error.to_string().contains("is a FluxPipeline"), "{error}");
+    assert!(hub.requests(".safetensors").is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_file_may_have_an_odd_name() -> Done {
+    let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
+    let weights = hub.state().files.remove(UNET).unwrap_or_default();
+    hub.state().files = BTreeMap::from([("my model #1.safetensors".to_string(), weights)]);
+    let error =
+        source()?.open(&hub.options(cache.path()), &mut (), &CancelToken::default()).expect_err("no model");
+    assert_eq!(hub.requests("/my%20model%20%231.safetensors"), [None]);
+    assert!(error.to_string().contains("my model #1.safetensors"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_hostile_hub_writes_nowhere_else() -> Done {
+    let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
+    let honest = listing(&hub.state().files);
+    let hub_folder = cache.path().join("hub");
+    let hostile: [(&str, serde_json::Value, &str); 6] = [
+        ("/sha", "../../evil".into(), "names the commit"),
+        ("/siblings/1/blobId", "../../../evil".into(), "has no hash for"),
+        ("/siblings/1/size", serde_json::Value::Null, "has no size for"),
+        ("/siblings/9/lfs/size", 10.into(), "sent more than the 10 bytes"),
+        ("/siblings", "none".into(), "listing is not understood"),
+        ("/siblings/1/rfilename", "../../../model_index.json".into(), "holds no Stable Diffusion model"),
+    ];
+    for (field, value, said) in hostile {
+        let mut listing = honest.clone();
+        *listing.pointer_mut(field).ok_or(field)? = value;
+        hub.state().listing = Some(listing);
+        let error =
+            source()?.open(&hub.options(&hub_folder), &mut (), &CancelToken::default()).expect_err(field);
+        assert!(error.to_string().contains(said), "{field}: {error}");
+    }
+    let outside: Vec<_> = fs::read_dir(cache.path())?.flatten().map(|e| e.file_name()).collect();
+    assert!(outside.iter().all(|name| name == "hub"), "{outside:?}");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_an_address_or_a_token_is_said() -> Done {
+    let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
+    let mut options = hub.options(cache.path());
+    for endpoint in
+        ["huggingface.co", "ftp://huggingface.co", "https://", "https://h/?q", "https://h/#f", "a b"]
+    {
+        options.endpoint = Some(endpoint.into());
+        let error = source()?.open(&options, &mut (), &CancelToken::default()).expect_err(endpoint);
+        assert!(error.hint().is_some_and(|h| h.contains("HF_ENDPOINT")), "{endpoint}: {error}");
+    }
+    options = hub.options(cache.path());
+    options.token = Some("hf_ab\ncd".into());
+    let error = source()?.open(&options, &mut (), &CancelToken::default()).expect_err("token");
+    assert!(error.to_string().contains("no token has") && !error.to_string().contains("hf_ab"), "{error}");
+    assert!(hub.state().log.is_empty());
     Ok(())
 }

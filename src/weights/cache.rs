@@ -1,16 +1,21 @@
 //! The Hugging Face cache on this machine: where every tool that uses the hub keeps its models.
 //!
 //! `models--owner--name/refs/<revision>` holds a commit, `snapshots/<commit>/` the files of it as links into `blobs/`.
+//! The layout is hf-hub's. Where the cache is, is decided here: hf-hub does not read `HF_HUB_CACHE` and
+//! `XDG_CACHE_HOME`.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ffi::OsString,
+    path::{Path, PathBuf},
+};
+
+use hf_hub::Repo;
 
 use crate::error::{Error, Result};
 
 /// The cache folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HubCache {
-    root: PathBuf,
-}
+#[derive(Debug, Clone)]
+pub struct HubCache(hf_hub::Cache);
 
 /// A model in the cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,37 +33,43 @@ pub struct CachedModel {
 impl HubCache {
     /// A cache in a given folder.
     pub fn new(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self(hf_hub::Cache::new(root.into()))
     }
 
     /// Where `huggingface_hub` looks: `HF_HUB_CACHE`, else `HF_HOME/hub`, else `~/.cache/huggingface/hub`.
     pub fn from_env() -> Self {
-        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let direct = set("HF_HUB_CACHE").or_else(|| set("HUGGINGFACE_HUB_CACHE"));
-        Self { root: direct.unwrap_or_else(|| hub_home().join("hub")) }
+        let direct = variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE"));
+        direct.map_or_else(Self::at_home, Self::new)
+    }
+
+    /// Beside the token that the Hugging Face tools write.
+    fn at_home() -> Self {
+        let home = variable("HF_HOME").map(PathBuf::from);
+        Self::new(home.unwrap_or_else(|| user_cache().join("huggingface")).join("hub"))
     }
 
     /// The folder.
     pub fn root(&self) -> &Path {
-        &self.root
+        self.0.path()
     }
 
     /// Everything of one repository.
     pub fn repository(&self, id: &str) -> PathBuf {
-        self.root.join(format!("models--{}", id.replace('/', "--")))
-    }
-
-    /// The file that holds the commit a revision stands for.
-    pub fn reference(&self, id: &str, revision: &str) -> PathBuf {
-        self.repository(id).join("refs").join(revision)
+        self.root().join(Repo::model(id.into()).folder_name())
     }
 
     /// The folder of a commit's files, whether or not it exists.
     pub fn snapshot(&self, id: &str, commit: &str) -> PathBuf {
-        self.repository(id).join("snapshots").join(commit)
+        self.0.model(id.into()).pointer_path(commit)
     }
 
-    /// The folder of a revision's files, if it is in the cache.
+    /// The file that holds the commit a revision stands for. (hf-hub's own writer would leave half of it after a crash.)
+    pub(super) fn reference(&self, id: &str, revision: &str) -> PathBuf {
+        self.repository(id).join("refs").join(revision)
+    }
+
+    /// The folder of a revision's files, if it is in the cache. A commit may be given as the revision, for which hf-hub
+    /// has no answer.
     pub fn find(&self, id: &str, revision: &str) -> Option<PathBuf> {
         let commit = std::fs::read_to_string(self.reference(id, revision)).ok();
         let commit = commit.as_deref().map_or(revision, str::trim);
@@ -73,10 +84,11 @@ impl HubCache {
     /// # Errors
     /// If the folder is there and cannot be read.
     pub fn list(&self) -> Result<Vec<CachedModel>> {
-        if !self.root.is_dir() {
+        let root = self.root();
+        if !root.is_dir() {
             return Ok(Vec::new());
         }
-        let entries = std::fs::read_dir(&self.root).map_err(|e| Error::io(&self.root, e))?;
+        let entries = std::fs::read_dir(root).map_err(|e| Error::io(root, e))?;
         let mut models: Vec<CachedModel> = entries
             .filter_map(|entry| {
                 let entry = entry.ok()?;
@@ -86,6 +98,29 @@ impl HubCache {
             .collect();
         models.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(models)
+    }
+}
+
+#[cfg(feature = "hub")]
+impl HubCache {
+    /// For hf-hub's own use.
+    pub(super) fn hf(&self) -> &hf_hub::Cache {
+        &self.0
+    }
+
+    /// The file of a content's hash.
+    pub(super) fn blob(&self, id: &str, hash: &str) -> PathBuf {
+        self.0.model(id.into()).blob_path(hash)
+    }
+
+    /// Who the user is to the hub: `HF_TOKEN`, else the file that `hf auth login` wrote.
+    pub(super) fn token_from_env() -> Option<String> {
+        let given = variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
+        let given = given.and_then(|token| token.into_string().ok());
+        given.or_else(|| match variable("HF_TOKEN_PATH") {
+            Some(path) => std::fs::read_to_string(path).ok(),
+            None => Self::at_home().0.token(),
+        })
     }
 }
 
@@ -102,12 +137,13 @@ fn cached_model(repository: &Path, name: &str) -> Option<CachedModel> {
     Some(CachedModel { id: name.replacen("--", "/", 1), size_bytes, snapshot: newest, partial })
 }
 
-/// Where the Hugging Face tools keep what is not a model: the token.
-pub(super) fn hub_home() -> PathBuf {
-    let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    set("HF_HOME").unwrap_or_else(|| {
-        let cache = set("XDG_CACHE_HOME");
-        let cache = cache.or_else(|| Some(std::env::home_dir()?.join(".cache")));
-        cache.unwrap_or_else(std::env::temp_dir).join("huggingface")
-    })
+/// Where programs keep what they can get again.
+pub(super) fn user_cache() -> PathBuf {
+    let home = || Some(std::env::home_dir()?.join(".cache"));
+    variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(std::env::temp_dir)
+}
+
+/// An environment variable that says something.
+pub(super) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }

@@ -140,6 +140,32 @@ impl DiffusersModel {
         }
     }
 
+    /// A small file that `model_index.json` asks for and that is not there: a snapshot that other tools fetched in part
+    /// would otherwise be drawn with another schedule or vocabulary than its own.
+    pub(super) fn first_missing(&self) -> Option<String> {
+        let named = |part: &str| self.index[part][1].is_string();
+        // A link to a blob that somebody deleted is not a file.
+        let has = |part: &str, name: &str| self.tree.path_of(part).join(name).is_file();
+        let configs = [
+            ("scheduler", "scheduler_config.json"),
+            ("unet", "config.json"),
+            ("vae", "config.json"),
+            ("text_encoder", "config.json"),
+            ("text_encoder_2", "config.json"),
+        ];
+        let config = configs.into_iter().find(|(part, name)| named(part) && !has(part, name));
+        let vocabulary = || {
+            let complete = |part: &str| {
+                has(part, "tokenizer.json") || (has(part, "vocab.json") && has(part, "merges.txt"))
+            };
+            let part =
+                ["tokenizer", "tokenizer_2"].into_iter().find(|part| named(part) && !complete(part))?;
+            let name = if has(part, "vocab.json") { "merges.txt" } else { "vocab.json" };
+            Some((part, name))
+        };
+        config.or_else(vocabulary).map(|(part, name)| format!("{part}/{name}"))
+    }
+
     /// The noise scheduler's config.
     ///
     /// # Errors

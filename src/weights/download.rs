@@ -8,13 +8,19 @@ use std::{
     time::Duration,
 };
 
+use hf_hub::{
+    Repo, RepoType,
+    api::sync::{Api, ApiBuilder, ApiRepo},
+};
+use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use ureq::{
-    Agent, Body,
-    config::RedirectAuthHeaders,
+    Body, RequestBuilder,
     http::{Response, StatusCode},
+    typestate::WithoutBody,
 };
 
+use super::{cache::HubCache, hub::Repository};
 use crate::{
     error::{Error, Result},
     files,
@@ -30,19 +36,20 @@ const BUFFER_BYTES: usize = 1 << 18;
 /// An answer of the hub's API is never longer.
 const MAX_JSON_BYTES: u64 = 64 << 20;
 
-/// Talks to one hub.
-#[derive(Debug)]
+/// Talks to one hub. (No `Debug`: it holds the token.)
 pub(super) struct Client {
-    agent: Agent,
+    api: Api,
     endpoint: String,
-    token: Option<String>,
+    has_token: bool,
 }
 
 /// What to fetch and where to put it.
 #[derive(Debug)]
 pub(super) struct Download<'a> {
-    /// Path on the hub, with the leading `/`.
-    pub url_path: &'a str,
+    /// The revision is a commit.
+    pub repository: Repository<'a>,
+    /// In the repository, with `/`.
+    pub name: &'a str,
     /// Where the whole file goes.
     pub target: &'a Path,
     /// As the hub's listing says.
@@ -61,41 +68,47 @@ impl Client {
     /// The token is sent to the hub and never to the storage hosts it redirects to.
     ///
     /// # Errors
-    /// If the endpoint is no web address.
-    pub fn new(endpoint: &str, token: Option<String>) -> Result<Self> {
-        let address = url::Url::parse(endpoint).ok().filter(|u| matches!(u.scheme(), "http" | "https"));
-        if !address.is_some_and(|u| u.has_host()) {
+    /// If the endpoint is no web address, or the token no token.
+    pub fn new(cache: &HubCache, endpoint: &str, token: Option<String>) -> Result<Self> {
+        let endpoint = endpoint.trim().trim_end_matches('/');
+        let web = |u: url::Url| matches!(u.scheme(), "http" | "https") && u.has_host();
+        if !url::Url::parse(endpoint).is_ok_and(web) || endpoint.contains(['?', '#', ' ']) {
             return Err(Error::invalid(format!("the hub's address is `{endpoint}`, expected https://…"))
                 .with_hint("unset HF_ENDPOINT to use huggingface.co"));
         }
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            .redirect_auth_headers(RedirectAuthHeaders::SameHost)
-            .timeout_connect(Some(CONNECT))
-            .timeout_per_read(Some(SILENCE))
-            .user_agent(concat!("scumble/", env!("CARGO_PKG_VERSION")))
+        let token = token.map(|t| t.trim().to_string()).filter(|t| !t.is_empty());
+        if token.as_ref().is_some_and(|t| !t.bytes().all(|b| b.is_ascii_graphic())) {
+            return Err(Error::invalid("the hub's token holds characters that no token has")
+                .with_hint("set HF_TOKEN to what the account's settings show, or `hf auth login` again"));
+        }
+        let has_token = token.is_some();
+        let api = ApiBuilder::from_cache(cache.hf().clone())
+            .with_endpoint(endpoint.into())
+            .with_token(token)
+            .with_user_agent("scumble", env!("CARGO_PKG_VERSION"))
             .build()
-            .new_agent();
-        Ok(Self { agent, endpoint: endpoint.trim_end_matches('/').into(), token })
+            .map_err(|e| Error::invalid(format!("cannot set up the connection to {endpoint}: {e}")))?;
+        Ok(Self { api, endpoint: endpoint.into(), has_token })
     }
 
-    /// A JSON answer of the hub's API about a model.
-    pub fn json(&self, model: &str, path: &str) -> Result<serde_json::Value> {
-        let mut response = self.get(path, 0).map_err(|e| self.unreachable(&e))?;
+    /// What the hub says of a repository, its files with sizes and hashes included.
+    pub fn listing<T: DeserializeOwned>(&self, repository: Repository<'_>) -> Result<T> {
+        let id = repository.id;
+        let request = self.repo(repository).info_request().query("blobs", "true");
+        let mut response = self.send(request)?;
         if !response.status().is_success() {
-            return Err(self.refusal(model, &response));
+            return Err(self.refusal(id, &response));
         }
         let mut text = Vec::new();
         let mut body = response.body_mut().as_reader().take(MAX_JSON_BYTES);
         body.read_to_end(&mut text).map_err(|e| Error::invalid(format!("{}: {e}", self.endpoint)))?;
         serde_json::from_slice(&text)
-            .map_err(|e| Error::invalid(format!("{}{path}: the answer is not JSON: {e}", self.endpoint)))
+            .map_err(|e| Error::invalid(format!("{id}: the hub's listing is not understood: {e}")))
     }
 
     /// Fetches a file, or the rest of it. `progress` gets the bytes of this file that are here.
     pub fn fetch(
         &self,
-        model: &str,
         download: &Download<'_>,
         progress: &mut dyn FnMut(u64),
         cancel: &CancelToken,
@@ -106,7 +119,7 @@ impl Client {
         }
         let mut file = open_partial(&partial)?;
         let (mut tries, mut most) = (0, 0);
-        while let Err(failure) = self.attempt(model, download, &mut file, progress, cancel) {
+        while let Err(failure) = self.attempt(download, &mut file, progress, cancel) {
             let have = file.metadata().map_err(|e| Error::io(&partial, e))?.len();
             tries = if have > most { 1 } else { tries + 1 };
             most = most.max(have);
@@ -129,21 +142,20 @@ impl Client {
 
     fn attempt(
         &self,
-        model: &str,
         download: &Download<'_>,
         file: &mut File,
         progress: &mut dyn FnMut(u64),
         cancel: &CancelToken,
     ) -> Result<(), Failure> {
         cancel.check().map_err(Failure::Final)?;
+        let model = download.repository.id;
         let disk = |e: io::Error| Failure::Final(files::failure(download.target, e));
         let mut have = file.seek(SeekFrom::End(0)).map_err(disk)?;
         if have > download.size_bytes {
             have = 0;
         }
         if have < download.size_bytes || download.size_bytes == 0 {
-            let response =
-                self.get(download.url_path, have).map_err(|e| Failure::Again(self.unreachable(&e)))?;
+            let response = self.get(download, have).map_err(Failure::Again)?;
             have = match response.status() {
                 StatusCode::PARTIAL_CONTENT if starts_at(&response, have) => have,
                 // The server does not resume, or not where it was asked to: from the start.
@@ -158,7 +170,9 @@ impl Client {
                 _ => return Err(Failure::Final(self.refusal(model, &response))),
             };
             file.set_len(have).and_then(|()| file.seek(SeekFrom::Start(have))).map_err(disk)?;
-            let mut body = response.into_body().into_reader();
+            // One byte more than was promised tells an endless answer, before it fills the disk.
+            let promised = download.size_bytes - have;
+            let mut body = response.into_body().into_reader().take(promised.saturating_add(1));
             copy(&mut body, file, download, |bytes| progress(have + bytes), cancel)?;
             have = file.stream_position().map_err(disk)?;
         }
@@ -166,27 +180,41 @@ impl Client {
         if have == download.size_bytes {
             return Ok(());
         }
-        let (path, expected) = (download.url_path, download.size_bytes);
+        let (name, expected) = (download.name, download.size_bytes);
+        if have > expected {
+            file.set_len(0).map_err(disk)?;
+            let message = format!("{model}: {name}: the hub sent more than the {expected} bytes it listed");
+            return Err(Failure::Final(Error::invalid(message)));
+        }
         Err(Failure::Again(Error::invalid(format!(
-            "{path}: the connection ended after {have} of {expected} bytes"
+            "{model}: {name}: the connection ended after {have} of {expected} bytes"
         ))))
     }
 
-    fn get(&self, path: &str, from: u64) -> Result<Response<Body>, ureq::Error> {
-        let mut request = self.agent.get(format!("{}{path}", self.endpoint));
-        if let Some(token) = &self.token {
-            request = request.header("Authorization", format!("Bearer {token}"));
-        }
+    /// Asks for a file from a byte on. hf-hub's own downloads cannot be cancelled and do not check what they append.
+    fn get(&self, download: &Download<'_>, from: u64) -> Result<Response<Body>> {
+        let repo = self.repo(download.repository);
+        // Through `info_request`, which is the way to hf-hub's client with its token.
+        let mut request = repo.info_request().uri(repo.url(&escaped(download.name)));
         if from > 0 {
             request = request.header("Range", format!("bytes={from}-"));
         }
         // A compressed answer could not be resumed by its bytes.
-        request.header("Accept-Encoding", "identity").call()
+        self.send(request.header("Accept-Encoding", "identity"))
     }
 
-    fn unreachable(&self, error: &ureq::Error) -> Error {
-        Error::invalid(format!("cannot reach {}: {error}", self.endpoint))
-            .with_hint("check the connection; models that are in the cache open with `--offline`")
+    fn repo(&self, repository: Repository<'_>) -> ApiRepo {
+        let Repository { id, revision } = repository;
+        self.api.repo(Repo::with_revision(id.into(), RepoType::Model, revision.into()))
+    }
+
+    fn send(&self, request: RequestBuilder<WithoutBody>) -> Result<Response<Body>> {
+        let request = request.config().http_status_as_error(false);
+        let request = request.timeout_connect(Some(CONNECT)).timeout_per_read(Some(SILENCE)).build();
+        request.call().map_err(|e| {
+            Error::invalid(format!("cannot reach {}: {e}", self.endpoint))
+                .with_hint("check the connection; models that are in the cache open with `--offline`")
+        })
     }
 
     /// What a status means, and what to do about it.
@@ -205,7 +233,7 @@ impl Client {
                 Error::invalid(format!("there is no model {model} on {}", self.endpoint))
                     .with_hint("check the spelling: owner/name")
             }
-            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if self.token.is_some() => {
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, _) if self.has_token => {
                 Error::invalid(format!("{model} may not be read with this token"))
                     .with_hint(format!("accept its licence at {page} with the token's account"))
             }
@@ -219,6 +247,12 @@ impl Client {
             _ => Error::invalid(format!("{} answered {status} for {model}", self.endpoint)),
         }
     }
+}
+
+/// A file's name for an address, where spaces and `#` mean something else.
+fn escaped(name: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~/".contains(&b);
+    name.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Opens, or makes, the part that is there, and keeps other programs from writing to it.
@@ -286,7 +320,7 @@ fn verify(file: &mut File, download: &Download<'_>, cancel: &CancelToken) -> Res
         return Ok(());
     }
     let message =
-        format!("{}: the file arrived damaged (sha256 {found}, expected {expected})", download.url_path);
+        format!("{}: the file arrived damaged (sha256 {found}, expected {expected})", download.name);
     Err(Error::invalid(message).with_hint("it was deleted; try again"))
 }
 

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::{
     cache::{self, HubCache},
-    diffusers,
+    diffusers::{self, DiffusersModel},
     download::{Client, Download},
     family::Component,
     hub::Repository,
@@ -64,42 +64,31 @@ pub(super) fn fetch(
     cancel: &CancelToken,
 ) -> Result<PathBuf> {
     let Repository { id, revision } = repository;
-    let endpoint = options.endpoint.clone().or_else(|| variable("HF_ENDPOINT"));
-    let client = Client::new(endpoint.as_deref().unwrap_or(HUB), token(options))?;
+    let in_env = || cache::variable("HF_ENDPOINT").and_then(|v| v.into_string().ok());
+    let endpoint = options.endpoint.clone().or_else(in_env);
+    let token = options.token.clone().or_else(HubCache::token_from_env);
+    let client = Client::new(cache, endpoint.as_deref().unwrap_or(HUB), token)?;
     cancel.check()?;
-    let path = format!("/api/models/{id}/revision/{}?blobs=true", revision.replace('/', "%2F"));
-    let listing: Listing = serde_json::from_value(client.json(id, &path)?)
-        .map_err(|e| Error::invalid(format!("{id}: the hub's listing is not understood: {e}")))?;
+    let listing: Listing = client.listing(repository)?;
     if listing.sha.is_empty() || !listing.sha.bytes().all(|b| b.is_ascii_hexdigit()) {
         return Err(Error::invalid(format!("{id}: the hub names the commit {:?}", listing.sha)));
     }
     let wanted = select(id, &listing.siblings, options.variant.as_deref())?;
+    let snapshot = Repository { id, revision: &listing.sha };
     let folder = cache.snapshot(id, &listing.sha);
-    let blobs = cache.repository(id).join("blobs");
 
-    let total: u64 = wanted.iter().map(|file| file.bytes()).sum();
+    let total = wanted.all().fold(0, |sum: u64, file| sum.saturating_add(file.bytes()));
     observer.observe(&Event::Started { stage: Stage::Download, total });
-    let (mut done, mut reported) = (0, 0);
-    for file in wanted {
-        cancel.check()?;
-        let blob = blobs.join(file.blob_name(id)?);
-        let bytes = file.bytes();
-        if blob.metadata().map(|m| m.len()).ok() != Some(bytes) {
-            let url_path = format!("/{id}/resolve/{}/{}", listing.sha, file.name);
-            let sha256 = file.lfs.as_ref().map(|l| l.sha256.as_str());
-            let download = Download { url_path: &url_path, target: &blob, size_bytes: bytes, sha256 };
-            let mut progress = |have: u64| {
-                let now = done + have;
-                if now >= reported + REPORT_BYTES || now < reported {
-                    reported = now;
-                    observer.observe(&Event::Advanced { stage: Stage::Download, done: now, total });
-                }
-            };
-            client.fetch(id, &download, &mut progress, cancel)?;
-        }
-        link(&blob, &folder, &file.name)?;
-        done += bytes;
-        observer.observe(&Event::Advanced { stage: Stage::Download, done, total });
+    let mut transfer = Transfer { client, cache, snapshot, observer, cancel, done: 0, reported: 0, total };
+    for file in &wanted.small {
+        transfer.get(file)?;
+    }
+    if !wanted.small.is_empty() {
+        // Another kind of model is refused before gigabytes of it are here.
+        DiffusersModel::open(&folder, options.variant.as_deref())?;
+    }
+    for file in &wanted.weights {
+        transfer.get(file)?;
     }
     // Last, so that the revision never names a snapshot with files missing.
     if revision != listing.sha {
@@ -107,6 +96,51 @@ pub(super) fn fetch(
     }
     observer.observe(&Event::Finished { stage: Stage::Download });
     Ok(folder)
+}
+
+/// Files of one commit on their way into the cache.
+struct Transfer<'a> {
+    client: Client,
+    cache: &'a HubCache,
+    snapshot: Repository<'a>,
+    observer: &'a mut dyn Observer,
+    cancel: &'a CancelToken,
+    /// Bytes of the files before the one under way.
+    done: u64,
+    /// Bytes the observer knows of.
+    reported: u64,
+    total: u64,
+}
+
+impl Transfer<'_> {
+    fn get(&mut self, file: &Listed) -> Result<()> {
+        self.cancel.check()?;
+        let id = self.snapshot.id;
+        let blob = self.cache.blob(id, file.blob_name(id)?);
+        let (bytes, done, total) = (file.bytes(), self.done, self.total);
+        if blob.metadata().map(|m| m.len()).ok() != Some(bytes) {
+            let sha256 = file.lfs.as_ref().map(|l| l.sha256.as_str());
+            let download = Download {
+                repository: self.snapshot,
+                name: &file.name,
+                target: &blob,
+                size_bytes: bytes,
+                sha256,
+            };
+            let mut progress = |have: u64| {
+                let now = done.saturating_add(have);
+                if now >= self.reported.saturating_add(REPORT_BYTES) || now < self.reported {
+                    self.reported = now;
+                    self.observer.observe(&Event::Advanced { stage: Stage::Download, done: now, total });
+                }
+            };
+            self.client.fetch(&download, &mut progress, self.cancel)?;
+        }
+        link(&blob, &self.cache.snapshot(id, self.snapshot.revision), &file.name)?;
+        self.done = done.saturating_add(bytes);
+        self.observer.observe(&Event::Advanced { stage: Stage::Download, done: self.done, total });
+        Ok(())
+    }
 }
 
 impl Listed {
@@ -118,10 +152,14 @@ impl Listed {
     fn blob_name(&self, model: &str) -> Result<&str> {
         let name = self.lfs.as_ref().map(|lfs| lfs.sha256.as_str()).or(self.blob.as_deref());
         let name = name.filter(|n| n.len() >= 40 && n.bytes().all(|b| b.is_ascii_hexdigit()));
-        name.ok_or_else(|| {
-            Error::invalid(format!("{model}: the hub's listing has no hash for {}", self.name))
+        let lacks = |what: &str| {
+            Error::invalid(format!("{model}: the hub's listing has no {what} for {}", self.name))
                 .with_hint("a mirror set by HF_ENDPOINT must answer `?blobs=true`")
-        })
+        };
+        if self.lfs.is_none() && self.size.is_none() {
+            return Err(lacks("size"));
+        }
+        name.ok_or_else(|| lacks("hash"))
     }
 }
 
@@ -146,22 +184,11 @@ fn link(blob: &Path, snapshot: &Path, name: &str) -> Result<()> {
     let linked = std::os::windows::fs::symlink_file(target, &pointer);
     #[cfg(not(any(unix, windows)))]
     let linked = Err::<(), _>(std::io::Error::other(target.display().to_string()));
-    // Windows lets only some users make links.
-    linked.or_else(|_| std::fs::hard_link(blob, &pointer)).map_err(|e| Error::io(&pointer, e))
-}
-
-fn token(options: &OpenOptions) -> Option<String> {
-    let given = options.token.clone().or_else(|| variable("HF_TOKEN"));
-    let given = given.or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
-    let file = || {
-        let path = variable("HF_TOKEN_PATH").map(PathBuf::from);
-        std::fs::read_to_string(path.unwrap_or_else(|| cache::hub_home().join("token"))).ok()
-    };
-    given.or_else(file).map(|t| t.trim().to_string()).filter(|t| !t.is_empty())
-}
-
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|v| !v.is_empty())
+    // Windows lets only some users make links. Another run may have made it meanwhile.
+    match linked.or_else(|_| std::fs::hard_link(blob, &pointer)) {
+        Err(e) if !pointer.exists() => Err(Error::io(&pointer, e)),
+        _ => Ok(()),
+    }
 }
 
 /// A file of a repository, as the hub's listing has it.
@@ -186,12 +213,26 @@ struct Lfs {
 }
 
 /// Which of a repository's files to fetch.
-fn select<'a>(model: &str, listed: &'a [Listed], variant: Option<&str>) -> Result<Vec<&'a Listed>> {
+#[derive(Debug)]
+struct Wanted<'a> {
+    /// Configs and vocabularies of a model in diffusers' layout.
+    small: Vec<&'a Listed>,
+    weights: Vec<&'a Listed>,
+}
+
+impl<'a> Wanted<'a> {
+    fn all(&self) -> impl Iterator<Item = &'a Listed> {
+        self.small.iter().chain(&self.weights).copied()
+    }
+}
+
+fn select<'a>(model: &str, listed: &'a [Listed], variant: Option<&str>) -> Result<Wanted<'a>> {
     let by_name: BTreeMap<&str, &Listed> = listed.iter().map(|l| (l.name.as_str(), l)).collect();
     if !by_name.contains_key("model_index.json") {
-        return select_single(model, listed);
+        return Ok(Wanted { small: Vec::new(), weights: vec![select_single(model, listed)?] });
     }
-    let mut wanted: Vec<&Listed> = SMALL.iter().filter_map(|name| by_name.get(name).copied()).collect();
+    let small = SMALL.iter().filter_map(|name| by_name.get(name).copied()).collect();
+    let mut weights = Vec::new();
     for component in COMPONENTS {
         let prefix = format!("{component}/");
         let inside: Vec<String> = listed
@@ -213,18 +254,26 @@ fn select<'a>(model: &str, listed: &'a [Listed], variant: Option<&str>) -> Resul
         };
         let shards = inside.iter().filter(|file| is_shard_of(file, &name));
         for file in shards.chain(std::iter::once(&name)) {
-            wanted.extend(by_name.get(format!("{prefix}{file}").as_str()));
+            weights.extend(by_name.get(format!("{prefix}{file}").as_str()));
         }
     }
-    Ok(wanted)
+    Ok(Wanted { small, weights })
 }
 
 /// A repository that holds one checkpoint in the original layout.
-fn select_single<'a>(model: &str, listed: &'a [Listed]) -> Result<Vec<&'a Listed>> {
+fn select_single<'a>(model: &str, listed: &'a [Listed]) -> Result<&'a Listed> {
     let files: Vec<&Listed> =
         listed.iter().filter(|l| is_bare_name(&l.name) && l.name.ends_with(".safetensors")).collect();
+    let is_network = |name: &str| {
+        let known = ["model.safetensors", "diffusion_pytorch_model.safetensors"].contains(&name);
+        known && listed.iter().any(|l| l.name == "config.json")
+    };
     match files.as_slice() {
-        [only] => Ok(vec![only]),
+        [only] if is_network(&only.name) => {
+            Err(Error::invalid(format!("{model} holds one network, not a Stable Diffusion model"))
+                .with_hint("a model has a `model_index.json`, or is a single checkpoint file"))
+        }
+        [only] => Ok(only),
         [] => Err(Error::invalid(format!("{model} holds no Stable Diffusion model in safetensors"))
             .with_hint("there is neither a `model_index.json` nor a `.safetensors` file")),
         [first, ..] => Err(Error::invalid(format!("{model} holds {} single-file models", files.len()))
@@ -288,7 +337,7 @@ mod tests {
             "vae/diffusion_pytorch_model.safetensors",
         ]);
         let names = |variant| -> Result<Vec<String>> {
-            Ok(select("a/b", &repository, variant)?.iter().map(|l| l.name.clone()).collect())
+            Ok(select("a/b", &repository, variant)?.all().map(|l| l.name.clone()).collect())
         };
         let half = [
             "model_index.json",
@@ -305,7 +354,8 @@ mod tests {
         let pickled = listed(&["model_index.json", "unet/diffusion_pytorch_model.bin"]);
         let error = select("a/b", &pickled, None).expect_err("only pickles");
         assert!(error.to_string().contains("only pickles"), "{error}");
-        assert_eq!(select("a/b", &listed(&["m.safetensors", "x.png"]), None)?.len(), 1);
+        assert_eq!(select("a/b", &listed(&["m.safetensors", "x.png"]), None)?.all().count(), 1);
+        assert!(select("a/b", &listed(&["model.safetensors", "config.json"]), None).is_err());
         assert!(select("a/b", &listed(&["m.safetensors", "n.safetensors"]), None).is_err());
         assert!(select("a/b", &listed(&["x.png"]), None).is_err());
         Ok(())

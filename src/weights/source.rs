@@ -67,10 +67,7 @@ impl ModelSource {
         if !text.is_empty() && path.exists() {
             return Ok(Self::File(path.into()));
         }
-        if let Some((_, id)) = ALIASES.iter().find(|(alias, _)| *alias == text) {
-            return Ok(Self::Hub { id: (*id).into(), revision: "main".into() });
-        }
-        parse_hub(text).ok_or_else(|| unknown(text))
+        parse_hub(text)?.ok_or_else(|| unknown(text))
     }
 
     /// Opens the model, downloading it first where it is on the hub and not in the cache.
@@ -89,7 +86,7 @@ impl ModelSource {
             Self::Folder(path) => Checkpoint::open_folder(path, variant),
             Self::File(path) => Checkpoint::open_file(path),
             Self::Hub { id, revision } => {
-                let repository = hub::Repository { id, revision };
+                let repository = hub::Repository::new(id, revision)?;
                 let mut checkpoint = hub::open(repository, options, observer, cancel)?;
                 checkpoint.origin = self.to_string();
                 Ok(checkpoint)
@@ -109,28 +106,41 @@ impl fmt::Display for ModelSource {
     }
 }
 
-fn parse_hub(text: &str) -> Option<ModelSource> {
-    let page = ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/"];
-    let text = page.iter().find_map(|p| text.strip_prefix(p)).unwrap_or(text).trim_end_matches('/');
-    let (id, revision) = match text.split_once("/tree/") {
+/// Reads a hub id or address; `None` if the text is more like a path.
+fn parse_hub(text: &str) -> Result<Option<ModelSource>> {
+    const PAGES: [&str; 4] =
+        ["https://huggingface.co/", "http://huggingface.co/", "https://hf.co/", "huggingface.co/"];
+    let page = PAGES.iter().find_map(|p| text.strip_prefix(p));
+    let name = page.unwrap_or(text).trim_end_matches('/');
+    let (id, revision) = match name.split_once("/tree/") {
         Some(parts) => parts,
-        None => text.split_once('@').unwrap_or((text, "main")),
+        None => name.split_once('@').unwrap_or((name, "main")),
     };
-    let word = |s: &str| {
-        let fits = s.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'));
-        fits && !s.is_empty() && s.len() <= 96 && !s.starts_with('.') && !s.contains("..")
-    };
-    let (owner, name) = id.split_once('/')?;
+    let id = ALIASES.iter().find(|(alias, _)| *alias == id).map_or(id, |(_, id)| *id);
     let looks_like_a_file =
         [".safetensors", ".ckpt", ".pt", ".bin", ".gguf"].iter().any(|e| name.ends_with(e));
-    let fits = word(owner) && word(name) && !looks_like_a_file && revision.split('/').all(word);
-    fits.then(|| ModelSource::Hub { id: id.into(), revision: revision.into() })
+    if page.is_some() && looks_like_a_file {
+        return Err(Error::invalid(format!("{text} is a file on the hub, expected a model"))
+            .with_hint("download it and give its path"));
+    }
+    match hub::Repository::new(id, revision) {
+        Ok(_) if !looks_like_a_file => {
+            Ok(Some(ModelSource::Hub { id: id.into(), revision: revision.into() }))
+        }
+        // Somebody means the hub where it is named, or a revision is.
+        Err(error) if page.is_some() || (name.contains('@') && !looks_like_a_path(id)) => Err(error),
+        _ => Ok(None),
+    }
+}
+
+fn looks_like_a_path(text: &str) -> bool {
+    text.starts_with(['.', '/', '\\', '~']) || text.matches(['/', '\\']).count() != 1
 }
 
 fn unknown(text: &str) -> Error {
     let path = Path::new(text);
-    let looks_like_a_path = text.contains(['/', '\\']) || path.extension().is_some();
-    if !looks_like_a_path {
+    let is_path = text.contains(['/', '\\']) || path.extension().is_some();
+    if !is_path {
         let known = std::iter::once(embedded::NAME).chain(ALIASES.iter().map(|(alias, _)| *alias));
         let error = Error::unknown("model", text, known);
         let hint = error.hint().unwrap_or_default().to_string();
@@ -149,6 +159,11 @@ fn unknown(text: &str) -> Error {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
         Some((_, name)) => error.with_hint(format!("did you mean `{}`?", folder.join(name).display())),
+        // Perhaps it was meant for the hub.
+        None if !looks_like_a_path(text) => match hub::Repository::new(text, "main") {
+            Err(e) => error.with_hint(e.hint().unwrap_or_default()),
+            Ok(_) => error,
+        },
         None => error,
     }
 }
@@ -165,11 +180,37 @@ mod tests {
         assert_eq!(ModelSource::parse("a/b@fp16")?, hub("a/b", "fp16"));
         assert_eq!(ModelSource::parse("https://huggingface.co/a/b/tree/refs/pr/3")?, hub("a/b", "refs/pr/3"));
         assert_eq!(ModelSource::parse("a/b@fp16")?.to_string(), "a/b@fp16");
-        for bad in
-            ["", "a/b/c", "../b", "/no/such", "a/b@../x", "a/..", "x/model.safetensors", "C:\\m\\x.ckpt"]
-        {
+        assert_eq!(ModelSource::parse("a/b@refs/pr/3")?, hub("a/b", "refs/pr/3"));
+        assert_eq!(ModelSource::parse("sd15@v1.0+b")?, hub(ALIASES[0].1, "v1.0+b"));
+        let paths = [
+            "",
+            "a/b/c",
+            "../b",
+            "/no/such",
+            "a/..",
+            "x/model.safetensors",
+            "x/my@model.safetensors",
+            "C:\\m\\x.ckpt",
+        ];
+        // `--` stands for `/` in the cache: `a--b/c` would be read as `a/b--c`.
+        let ids = [
+            "a--b/c", "a/b--c", "a/.b", "a/b.", "-a/b", "a/b c", "a/b?x", "ö/b", "a/b%2e", "a/b\0", "a/b\n/c",
+        ];
+        let revisions = ["a/b@../x", "a/b@", "a/b@x//y", "a/b@/x", "a/b@x y", "a/b@.git", "a/b@é", "a/b@c@d"];
+        for bad in paths.iter().chain(&ids).chain(&revisions) {
             assert!(ModelSource::parse(bad).is_err(), "{bad}");
         }
+        for (text, said) in [
+            ("ö/b", "a hub id is owner/name"),
+            ("a/b@x y", "after the `@` comes"),
+            ("https://hf.co/a/b/blob/main/x.safetensors", "download it"),
+            ("https://huggingface.co/a", "a hub id is owner/name"),
+        ] {
+            let error = ModelSource::parse(text).expect_err(text);
+            assert!(error.hint().is_some_and(|h| h.contains(said)), "{text}: {error} {:?}", error.hint());
+        }
+        let built = hub("a/../../b", "main").open(&OpenOptions::default(), &mut (), &CancelToken::default());
+        assert!(built.is_err_and(|e| e.to_string().contains("no hub id")));
         let error = ModelSource::parse("./Cargo.tomll").expect_err("no such file");
         assert!(error.hint().is_some_and(|h| h.contains("Cargo.toml")), "{error}");
         let error = ModelSource::parse("minii").expect_err("no such model");
