@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     pipeline::Pipeline,
     progress::{CancelToken, Event, Observer as _, Stage},
-    weights::{ModelSource, OpenOptions},
+    weights::{ModelSource, OpenOptions, hashes::HashCache},
 };
 
 /// Options of every subcommand.
@@ -92,6 +92,11 @@ pub(super) fn open_model(name: &str, context: &mut Context) -> Result<(Pipeline,
     context.cancel.check()?;
     context.console.observe(&Event::Started { stage: Stage::Load, total: 1 });
     let pipeline = Pipeline::load(&checkpoint, &device, dtype)?;
+    // A picture whose model cannot be named is still a picture.
+    let hash = match checkpoint.hash(&HashCache::from_env(), &context.cancel) {
+        Err(e) if e.is_cancelled() => return Err(e),
+        hash => hash.ok(),
+    };
     context.console.observe(&Event::Finished { stage: Stage::Load });
-    Ok((pipeline, checkpoint.hash().ok()))
+    Ok((pipeline, hash))
 }

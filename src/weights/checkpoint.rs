@@ -9,12 +9,15 @@ use super::{
     detect::PredictionHint,
     diffusers::{DiffusersModel, TokenizerFiles},
     family::{Component, Family},
+    hashes::HashCache,
     ldm::SingleFile,
-    reader::SafetensorsFile,
     store::Store,
     tree::Tree,
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    progress::CancelToken,
+};
 
 /// A base model whose files have been found and checked; weights are read when a component is asked for.
 #[derive(Debug)]
@@ -139,38 +142,27 @@ impl Checkpoint {
     }
 
     /// What image recipes call `Model hash`: the first 10 digits of the sha256 of the file (AutoV2), or of the UNet's
-    /// files where there are many. Reads all of them unless the Hugging Face cache has named them by it.
+    /// files where there are many. Reads all of them unless `known` has their hashes or the Hugging Face cache named
+    /// them so.
     ///
     /// # Errors
-    /// If a file cannot be read.
-    pub fn hash(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        match &self.layout {
+    /// If a file cannot be read, or the user asked to stop.
+    pub fn hash(&self, known: &HashCache, cancel: &CancelToken) -> Result<String> {
+        let sha256 = match &self.layout {
             Layout::Single(file) => match file.file() {
-                Some(file) => return Ok(file_hash(file)[..10].to_string()),
+                Some(file) => known.sha256(file, cancel)?,
                 None => return Err(Error::invalid(format!("{}: has no file", self.origin))),
             },
             Layout::Diffusers(model) => {
-                let files = model.weight_files(Component::Unet)?;
-                if let [only] = files.as_slice() {
-                    return Ok(file_hash(&model.tree().safetensors(only)?)[..10].to_string());
-                }
-                for file in files {
-                    hash.update(file_hash(&model.tree().safetensors(&file)?));
+                let of = |name: &String| known.sha256(&model.tree().safetensors(name)?, cancel);
+                let hashes =
+                    model.weight_files(Component::Unet)?.iter().map(of).collect::<Result<Vec<_>>>()?;
+                match hashes.as_slice() {
+                    [only] => only.clone(),
+                    many => format!("{:x}", Sha256::digest(many.concat())),
                 }
             }
-        }
-        Ok(format!("{:x}", hash.finalize())[..10].to_string())
+        };
+        Ok(sha256[..10].to_string())
     }
-}
-
-/// Lower-case sha256 of a whole file. The Hugging Face cache names large files by theirs.
-fn file_hash(file: &SafetensorsFile) -> String {
-    let real = file.path().canonicalize().unwrap_or_default();
-    let name = real.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let in_cache = real.parent().is_some_and(|p| p.ends_with("blobs"));
-    if in_cache && name.len() == 64 && name.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return name.to_ascii_lowercase();
-    }
-    format!("{:x}", Sha256::digest(file.file_bytes()))
 }

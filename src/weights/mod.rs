@@ -12,6 +12,7 @@ pub mod embedded;
 pub mod family;
 #[cfg(feature = "hub")]
 mod fetch;
+pub mod hashes;
 mod header;
 mod hub;
 pub mod installed;

@@ -85,6 +85,11 @@ impl SafetensorsFile {
         &self.path
     }
 
+    /// The file that the bytes are mapped from; `None` if they are in memory.
+    pub(super) fn mapped_path(&self) -> Option<&Path> {
+        matches!(self.bytes, Bytes::Mapped(_)).then_some(&*self.path)
+    }
+
     /// The checked header.
     pub fn header(&self) -> &Header {
         &self.header

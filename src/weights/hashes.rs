@@ -1,0 +1,201 @@
+//! Hashes of checkpoints, remembered between runs: a recipe names the model by its sha256, and reading gigabytes for
+//! every picture would cost more than drawing it. A1111 keeps the same in its `cache.json`.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use super::{cache, reader::SafetensorsFile};
+use crate::{error::Result, files, progress::CancelToken};
+
+/// A file that was changed this recently may change again without its time showing it (FAT counts in two seconds).
+const SETTLED: Duration = Duration::from_secs(2);
+/// A larger record is not ours.
+const MAX_RECORD_BYTES: u64 = 16 << 20;
+/// Beyond this, entries of files that are gone are dropped.
+const MANY_ENTRIES: usize = 1000;
+/// Bytes hashed between two looks at the cancel token.
+const CHUNK_BYTES: usize = 1 << 22;
+
+/// A record of files' sha256, good while size and modification time stay. It is never in the way: one that is damaged
+/// or cannot be written only costs the time of computing again.
+#[derive(Debug, Clone)]
+pub struct HashCache {
+    path: PathBuf,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    bytes: u64,
+    /// Nanoseconds since 1970.
+    modified: u64,
+    sha256: String,
+}
+
+impl HashCache {
+    /// In a given folder, which need not exist.
+    pub fn new(folder: impl AsRef<Path>) -> Self {
+        Self { path: folder.as_ref().join("hashes.json") }
+    }
+
+    /// In `SCUMBLE_CACHE`, else in `scumble` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
+    pub fn from_env() -> Self {
+        let set = cache::variable("SCUMBLE_CACHE").map(PathBuf::from);
+        Self::new(set.unwrap_or_else(|| cache::user_cache().join("scumble")))
+    }
+
+    /// The lower-case sha256 of a whole file.
+    ///
+    /// # Errors
+    /// If the user asked to stop.
+    pub fn sha256(&self, file: &SafetensorsFile, cancel: &CancelToken) -> Result<String> {
+        // What is not mapped from the disk (the embedded model) is small.
+        let Some(path) = file.mapped_path().and_then(|path| path.canonicalize().ok()) else {
+            return digest(file.file_bytes(), cancel);
+        };
+        if let Some(hash) = named_by_hash(&path) {
+            return Ok(hash);
+        }
+        let (Some(key), Some((bytes, modified))) = (path.to_str(), stamp(&path)) else {
+            return digest(file.file_bytes(), cancel);
+        };
+        let known = self.read().remove(key);
+        if let Some(entry) = known.filter(|entry| (entry.bytes, entry.modified) == (bytes, modified)) {
+            return Ok(entry.sha256);
+        }
+        let sha256 = digest(file.file_bytes(), cancel)?;
+        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_nanos(modified));
+        if stamp(&path) == Some((bytes, modified)) && age.is_ok_and(|age| age > SETTLED) {
+            self.remember(key, Entry { bytes, modified, sha256: sha256.clone() });
+        }
+        Ok(sha256)
+    }
+
+    fn read(&self) -> BTreeMap<String, Entry> {
+        let small = fs::metadata(&self.path).is_ok_and(|m| m.len() <= MAX_RECORD_BYTES);
+        let text = if small { fs::read(&self.path).unwrap_or_default() } else { Vec::new() };
+        let mut entries: BTreeMap<String, Entry> = serde_json::from_slice(&text).unwrap_or_default();
+        entries.retain(|_, entry| is_sha256(&entry.sha256));
+        entries
+    }
+
+    /// Of two programs at once the later one wins; the other's entry is computed again some day.
+    fn remember(&self, key: &str, entry: Entry) {
+        let mut entries = self.read();
+        if entries.len() >= MANY_ENTRIES {
+            entries.retain(|path, _| Path::new(path).exists());
+        }
+        entries.insert(key.into(), entry);
+        if let Ok(text) = serde_json::to_vec_pretty(&entries) {
+            files::write_bytes(&self.path, &text).ok();
+        }
+    }
+}
+
+fn digest(bytes: &[u8], cancel: &CancelToken) -> Result<String> {
+    let mut hash = Sha256::new();
+    for chunk in bytes.chunks(CHUNK_BYTES) {
+        cancel.check()?;
+        hash.update(chunk);
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
+
+/// The Hugging Face cache names large files by their sha256.
+fn named_by_hash(real: &Path) -> Option<String> {
+    let name = real.file_name().and_then(|n| n.to_str()).filter(|n| is_sha256(n))?;
+    real.parent().is_some_and(|p| p.ends_with("blobs")).then(|| name.to_ascii_lowercase())
+}
+
+fn is_sha256(text: &str) -> bool {
+    text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+/// What tells that a file is still the same.
+fn stamp(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+    Some((metadata.len(), u64::try_from(modified.as_nanos()).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::{error::Error, weights::writer::SafetensorsWriter};
+
+    /// A weights file whose time is long past.
+    fn write(path: &Path, value: f32, age: Duration) -> Result<()> {
+        let tensor = Tensor::new(&[value], &Device::Cpu)?;
+        files::write_bytes(path, &SafetensorsWriter::new([("x", &tensor)])?.to_bytes(&BTreeMap::new())?)?;
+        let file = fs::File::options().write(true).open(path).map_err(|e| Error::io(path, e))?;
+        file.set_modified(UNIX_EPOCH + Duration::from_secs(1_000_000_000) - age)
+            .map_err(|e| Error::io(path, e))
+    }
+
+    fn of(path: &Path, cache: &HashCache) -> Result<String> {
+        cache.sha256(&SafetensorsFile::open(path)?, &CancelToken::default())
+    }
+
+    #[test]
+    fn a_file_is_read_once_until_its_time_changes() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, cache) =
+            (folder.path().join("m.safetensors"), HashCache::new(folder.path().join("cache")));
+        write(&path, 1.0, Duration::ZERO)?;
+        let first = of(&path, &cache)?;
+        write(&path, 2.0, Duration::ZERO)?;
+        assert_eq!(of(&path, &cache)?, first, "the file was read again");
+        write(&path, 2.0, Duration::from_nanos(1000))?;
+        let second = of(&path, &cache)?;
+        assert_ne!(second, first);
+        let bytes = fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        assert_eq!(second, format!("{:x}", Sha256::digest(bytes)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_file_of_this_moment_is_not_remembered() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, cache) =
+            (folder.path().join("m.safetensors"), HashCache::new(folder.path().join("cache")));
+        let tensor = Tensor::new(&[1f32], &Device::Cpu)?;
+        files::write_bytes(&path, &SafetensorsWriter::new([("x", &tensor)])?.to_bytes(&BTreeMap::new())?)?;
+        of(&path, &cache)?;
+        assert!(!cache.path.exists());
+        Ok(())
+    }
+
+    #[test]
+    fn a_record_that_is_damaged_or_not_to_be_written_is_no_error() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, cache) = (folder.path().join("m.safetensors"), HashCache::new(folder.path()));
+        write(&path, 1.0, Duration::ZERO)?;
+        let right = of(&path, &cache)?;
+        let wrong =
+            serde_json::json!({ path.display().to_string(): { "bytes": 1, "modified": 1, "sha256": "../" } });
+        for damaged in ["", "{", "[1]", &wrong.to_string()] {
+            files::write_bytes(&cache.path, damaged.as_bytes())?;
+            assert_eq!(of(&path, &cache)?, right, "{damaged}");
+        }
+        assert_eq!(cache.read().len(), 1, "the damaged record was replaced");
+        // A file where the folder should be.
+        assert_eq!(of(&path, &HashCache::new(&path))?, right);
+        Ok(())
+    }
+
+    #[test]
+    fn hashing_can_be_cancelled() -> Result<()> {
+        let cancel = CancelToken::default();
+        cancel.cancel();
+        assert!(digest(&[0], &cancel).is_err_and(|e| e.is_cancelled()));
+        Ok(())
+    }
+}
