@@ -151,7 +151,8 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) -> std::io::Result<()> {
     if state.token.as_ref().is_some_and(|t| headers.get("authorization") != Some(&format!("Bearer {t}"))) {
         return send(&mut stream, "401 Unauthorized", &["X-Error-Code: GatedRepo"], b"");
     }
-    if path == "/api/models/owner/name/revision/main?blobs=true" {
+    let revision = path.strip_prefix("/api/models/owner/name/revision/");
+    if revision.is_some_and(|r| ["main?blobs=true", "refs%2Fpr%2F3?blobs=true"].contains(&r)) {
         let listing = state.listing.clone().unwrap_or_else(|| listing(&state.files));
         return send(&mut stream, "200 OK", &[], listing.to_string().as_bytes());
     }
@@ -394,12 +395,16 @@ fn the_token_stays_with_the_hub() -> Done {
 }
 
 #[test]
-fn the_hub_may_be_below_a_path() -> Done {
+fn the_hub_may_be_below_a_path_and_a_revision_have_slashes() -> Done {
     let (hub, cache) = (Hub::start()?, tempfile::tempdir()?);
     hub.state().prefix = "/mirrors/hf".into();
     let mut options = hub.options(cache.path());
     options.endpoint = Some(format!("{}/mirrors/hf/", hub.address));
-    source()?.open(&options, &mut (), &CancelToken::default())?;
+    let source = ModelSource::parse("owner/name@refs/pr/3")?;
+    source.open(&options, &mut (), &CancelToken::default())?;
+    options.offline = true;
+    source.open(&options, &mut (), &CancelToken::default())?;
+    assert_eq!(HubCache::new(cache.path()).find("owner/name", "main"), None);
     Ok(())
 }
 
