@@ -159,11 +159,11 @@ impl Draw {
                 alpha: Some(2.0),
             }),
             Delta::Ia3(Ia3 { scale: self.tensor(&[6])?, on_input: false, scales_bias: false }),
-            Delta::Oft(Oft {
-                blocks: self.tensor(&[2, 3, 3])?,
-                form: OftForm::Cayley { constraint: Some(0.125) },
-                rescale: Some(self.tensor(&[&[6, 1], &ones[..]].concat())?),
-            }),
+            Delta::Oft(Oft::new(
+                self.tensor(&[2, 3, 3])?,
+                OftForm::Cayley { constraint: Some(0.125) },
+                Some(self.tensor(&[&[6, 1], &ones[..]].concat())?),
+            )),
             Delta::Boft(Boft { blocks: self.tensor(&[1, 3, 2, 2])?, constraint: None, rescale: None }),
             Delta::OftV2(OftV2 {
                 skew: self.tensor(&[inputs / 2, 1])?,

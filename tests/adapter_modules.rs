@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 use scumble::{
     Result,
-    adapter::{Adapter, Delta, LoadOptions, NameTable, delta::OftSeries},
+    adapter::{Adapter, Delta, LoadOptions, NameTable, SaveOptions, delta::OftSeries},
     nn::{LayerPath, Part},
     random::{Rng, Stream},
     weights::writer::SafetensorsWriter,
@@ -44,12 +44,20 @@ const CONV_MODULE: &str = "lora_unet_down_blocks_0_resnets_0_conv1";
 
 /// A file of one module, read for the model.
 fn load(tensors: &[(&str, Tensor)], metadata: &[(&str, &str)], options: &LoadOptions) -> Result<Adapter> {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let path = folder.path().join("one.safetensors");
     let tensors: Vec<(String, &Tensor)> =
         tensors.iter().map(|(suffix, t)| (format!("{MODULE}{suffix}"), t)).collect();
     let metadata = metadata.iter().map(|(k, v)| ((*k).to_string(), (*v).to_string())).collect();
-    SafetensorsWriter::new(tensors.iter().map(|(name, t)| (name.as_str(), *t)))?.write(&path, &metadata)?;
+    load_keys(&tensors, &metadata, options)
+}
+
+fn load_keys(
+    tensors: &[(String, &Tensor)],
+    metadata: &BTreeMap<String, String>,
+    options: &LoadOptions,
+) -> Result<Adapter> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("one.safetensors");
+    SafetensorsWriter::new(tensors.iter().map(|(name, t)| (name.as_str(), *t)))?.write(&path, metadata)?;
     Adapter::load(&path, &names(), options)
 }
 
@@ -217,6 +225,51 @@ fn pefts_config_decides_what_the_tensors_leave_open() -> Result<()> {
     let lora = [(".lora_A.weight", draw.tensor(&[4, 6])?), (".lora_B.weight", draw.tensor(&[6, 4])?)];
     let adapter = read(&lora, r#""unet.lora_alpha": 3, "unet.r": 4, "unet.use_rslora": true"#)?;
     assert!(matches!(only(&adapter), Delta::LowRank(l) if l.scale() == 1.5));
+    Ok(())
+}
+
+#[test]
+fn an_oft_alpha_of_0_is_what_its_trainer_means() -> Result<()> {
+    let mut draw = Draw(700);
+    let (blocks, base) = (draw.tensor(&[2, 3, 3])?, draw.tensor(LINEAR)?);
+    let zero = Tensor::new(0f32, &Device::Cpu)?;
+    let values = |adapter: &Adapter| -> Result<Vec<f32>> {
+        Ok(only(adapter).apply(&base, 1.0)?.flatten_all()?.to_vec1()?)
+    };
+    let base_values: Vec<f32> = base.flatten_all()?.to_vec1()?;
+    let as_of = |prefix: &str| -> Result<Adapter> {
+        let module = MODULE.replace("lora_unet_", prefix);
+        let tensors = [(format!("{module}.oft_blocks"), &blocks), (format!("{module}.alpha"), &zero)];
+        load_keys(&tensors, &BTreeMap::new(), &LoadOptions::default())
+    };
+    // kohya clamps the rotation to none, LyCORIS does not clamp.
+    let (kohya, lycoris) = (as_of("oft_unet_")?, as_of("lora_unet_")?);
+    assert!(difference(&values(&kohya)?, &base_values) < 1e-6);
+    assert!(difference(&values(&lycoris)?, &base_values) > 0.1);
+    // Written in LyCORIS' way, both stay what they are.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("again.safetensors");
+    for adapter in [kohya, lycoris] {
+        adapter.save(&path, &names(), &SaveOptions::default())?;
+        let again = Adapter::load(&path, &names(), &LoadOptions::default())?;
+        assert_eq!(values(&again)?, values(&adapter)?);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_rounded_alpha_is_not_written() -> Result<()> {
+    let mut draw = Draw(800);
+    let half = |t: Tensor| t.to_dtype(DType::F16);
+    let (down, up) = (half(draw.tensor(&[2, 6])?)?, half(draw.tensor(&[6, 2])?)?);
+    let alpha = Tensor::new(2f32.sqrt(), &Device::Cpu)?;
+    let tensors = [(".lora_down.weight", down), (".lora_up.weight", up), (".alpha", alpha)];
+    let adapter = load(&tensors, &[], &LoadOptions::default())?;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("again.safetensors");
+    adapter.save(&path, &names(), &SaveOptions::default())?;
+    let again = Adapter::load(&path, &names(), &LoadOptions::default())?;
+    assert_eq!(only(&again).alpha(), only(&adapter).alpha());
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use super::{Algorithm, Delta, Stored, math, rotation};
+use super::{Algorithm, Delta, Stored, rotation};
 use crate::error::{Error, Result};
 
 /// W' = Bₘ … B₁ B₀ W (<https://arxiv.org/abs/2311.06243>), where Bᵢ rotates, in blocks of b, rows 2ⁱ · b / 2 apart; then
@@ -52,8 +52,7 @@ impl Algorithm for Boft {
     }
 
     fn tensors(&self) -> Result<Vec<Stored>> {
-        let alpha = math::stored_alpha(self.constraint.unwrap_or(0.0), &self.blocks)?;
-        let mut all = vec![alpha, (".oft_blocks", self.blocks.clone())];
+        let mut all = rotation::stored(&self.blocks, self.constraint)?.to_vec();
         all.extend(self.rescale.iter().map(|t| (".rescale", t.clone())));
         Ok(all)
     }

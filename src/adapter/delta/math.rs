@@ -86,9 +86,12 @@ pub(super) fn scale(alpha: Option<f64>, rank: usize) -> f64 {
     alpha.map_or(1.0, |alpha| alpha / rank as f64)
 }
 
-/// alpha as files hold it: in the dtype of the tensors beside it.
+/// alpha as files hold it: in the dtype of the tensors beside it, or in f32 where that would round it.
 pub(super) fn stored_alpha(alpha: f64, like: &Tensor) -> Result<(&'static str, Tensor)> {
-    Ok((".alpha", Tensor::new(alpha, &Device::Cpu)?.to_dtype(like.dtype())?))
+    let exact = Tensor::new(alpha, &Device::Cpu)?;
+    let alike = exact.to_dtype(like.dtype())?;
+    let kept = alike.to_dtype(DType::F64)?.to_scalar::<f64>()? == alpha;
+    Ok((".alpha", if kept { alike } else { exact.to_dtype(DType::F32)? }))
 }
 
 /// A tensor that stands for the whole weight: as many rows, as many values, the same kernel.

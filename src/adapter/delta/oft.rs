@@ -1,5 +1,7 @@
 //! Orthogonal fine-tuning of a layer's outputs, one block of them at a time.
 
+use std::sync::OnceLock;
+
 use candle_core::Tensor;
 
 use super::{Algorithm, Delta, Stored, math, rotation};
@@ -9,11 +11,12 @@ use crate::error::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct Oft {
     /// (n, b, b) with n · b = out.
-    pub blocks: Tensor,
-    /// What the blocks are.
-    pub form: OftForm,
+    blocks: Tensor,
+    form: OftForm,
     /// (out, 1, …).
-    pub rescale: Option<Tensor>,
+    rescale: Option<Tensor>,
+    /// Computed at the first use: solving for them costs more than applying them.
+    rotations: OnceLock<Tensor>,
 }
 
 /// How an [`Oft`]'s blocks make rotations.
@@ -54,18 +57,29 @@ impl OftForm {
 }
 
 impl Oft {
+    /// # Shapes
+    /// - `blocks`: (n, b, b) with n · b = out
+    /// - `rescale`: (out, 1, …)
+    pub fn new(blocks: Tensor, form: OftForm, rescale: Option<Tensor>) -> Self {
+        Self { blocks, form, rescale, rotations: OnceLock::new() }
+    }
+
     fn rotations(&self, outputs: usize) -> Result<Tensor> {
-        match self.form {
+        if let Some(rotations) = self.rotations.get() {
+            return Ok(rotations.clone());
+        }
+        let rotations = match self.form {
             OftForm::Cayley { constraint } => {
-                rotation::cayley(&self.blocks, constraint.map(|c| c * outputs as f64))
+                rotation::cayley(&self.blocks, constraint.map(|c| c * outputs as f64))?
             }
-            OftForm::Rotation => math::f32_of(&self.blocks),
+            OftForm::Rotation => math::f32_of(&self.blocks)?,
             OftForm::Residual => {
                 let blocks = math::f32_of(&self.blocks)?;
                 let eye = Tensor::eye(blocks.dim(1)?, blocks.dtype(), blocks.device())?;
-                Ok(blocks.broadcast_add(&eye)?)
+                blocks.broadcast_add(&eye)?
             }
-        }
+        };
+        Ok(self.rotations.get_or_init(|| rotations).clone())
     }
 }
 
@@ -100,10 +114,7 @@ impl Algorithm for Oft {
     fn tensors(&self) -> Result<Vec<Stored>> {
         let mut all = Vec::new();
         match self.form {
-            OftForm::Cayley { constraint } => {
-                all.push(math::stored_alpha(constraint.unwrap_or(0.0), &self.blocks)?);
-                all.push((".oft_blocks", self.blocks.clone()));
-            }
+            OftForm::Cayley { constraint } => all.extend(rotation::stored(&self.blocks, constraint)?),
             OftForm::Rotation | OftForm::Residual => all.push((".oft_diag", self.blocks.clone())),
         }
         all.extend(self.rescale.iter().map(|t| (".rescale", t.clone())));
@@ -111,11 +122,8 @@ impl Algorithm for Oft {
     }
 
     fn map(&self, f: &mut dyn FnMut(&Tensor) -> Result<Tensor>) -> Result<Delta> {
-        Ok(Delta::Oft(Self {
-            blocks: f(&self.blocks)?,
-            form: self.form,
-            rescale: self.rescale.as_ref().map(f).transpose()?,
-        }))
+        let rescale = self.rescale.as_ref().map(&mut *f).transpose()?;
+        Ok(Delta::Oft(Self::new(f(&self.blocks)?, self.form, rescale)))
     }
 
     fn check(&self, shape: &[usize]) -> Result<()> {

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
-use super::math;
+use super::{Stored, math};
 use crate::error::{Error, Result};
 
 /// (I + Q)(I - Q)⁻¹ of each block of Q = B - Bᵀ (the Cayley transform), f32 on the CPU.
@@ -103,6 +103,16 @@ pub(super) fn check_rescale(rescale: Option<&Tensor>, shape: &[usize]) -> Result
         ))),
         _ => Ok(()),
     }
+}
+
+/// The parameters of blocks under a constraint, as LyCORIS stores them.
+///
+/// # Errors
+/// If a scalar cannot be made.
+pub(super) fn stored(blocks: &Tensor, constraint: Option<f64>) -> Result<[Stored; 2]> {
+    // kohya's 0 lets nothing turn; LyCORIS' is no constraint, so that the blocks themselves must be 0.
+    let blocks = if constraint == Some(0.0) { blocks.zeros_like()? } else { blocks.clone() };
+    Ok([math::stored_alpha(constraint.unwrap_or(0.0), &blocks)?, (".oft_blocks", blocks)])
 }
 
 /// The constraint of the orthogonal algorithms.

@@ -374,11 +374,11 @@ fn oft_turns_blocks_of_outputs() -> Result<()> {
                 (0..b).map(|x| rotations[block][x][row] * w.at(&[block * b + x, i, k / 2, k % 2])).sum();
             if with_rescale { turned * (1.0 + m * (rescale.at(&[o]) - 1.0)) } else { turned }
         });
-        let delta = Delta::Oft(Oft {
-            blocks: blocks.tensor.clone(),
-            form: OftForm::Cayley { constraint },
-            rescale: with_rescale.then(|| rescale.tensor.clone()),
-        });
+        let delta = Delta::Oft(Oft::new(
+            blocks.tensor.clone(),
+            OftForm::Cayley { constraint },
+            with_rescale.then(|| rescale.tensor.clone()),
+        ));
         delta.check(CONV)?;
         assert_close("OFT", &delta.apply(&w.tensor, m)?, &expected);
         assert_unchanged_at_zero(&delta, &w.tensor)?;
@@ -400,7 +400,7 @@ fn finished_rotations_and_residuals_agree() -> Result<()> {
         (0..3).map(|x| r.at(&[o / 3, x, o % 3]) * w.at(&[o / 3 * 3 + x, i])).sum()
     });
     for (blocks, form) in [(rotations.clone(), form_r), (blocks, form_d)] {
-        let delta = Delta::Oft(Oft { blocks, form, rescale: None });
+        let delta = Delta::Oft(Oft::new(blocks, form, None));
         assert_close("oft_diag", &delta.apply(&w.tensor, 1.0)?, &expected);
     }
     Ok(())

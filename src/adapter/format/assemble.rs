@@ -133,7 +133,7 @@ impl Module<'_> {
                 self.take(Alpha);
                 let blocks = self.need(OftDiag)?;
                 let form = OftForm::of_oft_diag(&blocks)?;
-                Ok(Delta::Oft(Oft { blocks, form, rescale: self.take(Rescale) }))
+                Ok(Delta::Oft(Oft::new(blocks, form, self.take(Rescale))))
             }
             OftR | ScaledOft => self.oft_v2(context),
             WNorm | BNorm => Ok(Delta::Norm(Norm(Full { weight: self.take(WNorm), bias: self.take(BNorm) }))),
@@ -265,7 +265,7 @@ impl Module<'_> {
         if blocks.dims().len() == 4 {
             return Ok(Delta::Boft(Boft { blocks, constraint, rescale }));
         }
-        Ok(Delta::Oft(Oft { blocks, form: OftForm::Cayley { constraint }, rescale }))
+        Ok(Delta::Oft(Oft::new(blocks, OftForm::Cayley { constraint }, rescale)))
     }
 
     fn oft_v2(&mut self, context: &Context<'_>) -> Result<Delta> {
