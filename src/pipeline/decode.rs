@@ -9,11 +9,31 @@ use crate::{
     models::vae::Tiling,
 };
 
-/// Pictures with more latent pixels than this are decoded in tiles: 1024 × 1024 pixels at the usual eight to one.
-const WHOLE: usize = 128 * 128;
+/// How the autoencoder takes pictures that are too large for it at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Tiles {
+    /// Pictures with more latent pixels than this are cut.
+    pub whole: usize,
+    /// How they are cut.
+    pub tiling: Tiling,
+}
+
+impl Default for Tiles {
+    /// Whole up to 1024 × 1024 pixels at the usual eight to one.
+    fn default() -> Self {
+        Self { whole: 128 * 128, tiling: Tiling::default() }
+    }
+}
+
+impl Tiles {
+    /// How a picture of this many latent pixels is cut; `None` if it is not.
+    pub fn of(&self, height: usize, width: usize) -> Option<&Tiling> {
+        (height * width > self.whole).then_some(&self.tiling)
+    }
+}
 
 impl Pipeline {
-    /// Decodes one picture, in tiles if it is large.
+    /// Decodes one picture, in tiles if it is large ([`Pipeline::tiles`]).
     ///
     /// # Shapes
     /// - `latents`: (1, h, w, c), in the network's scale
@@ -26,10 +46,9 @@ impl Pipeline {
         let x =
             ((latents.to_dtype(DType::F32)? / config.scaling_factor)? + shift)?.to_dtype(self.vae_dtype())?;
         let (_, h, w, _) = x.dims4()?;
-        let x = if h * w > WHOLE {
-            self.vae.decode_tiled(&x, &Tiling::default())?
-        } else {
-            self.vae.decode(&x)?
+        let x = match self.tiles.of(h, w) {
+            Some(tiling) => self.vae.decode_tiled(&x, tiling)?,
+            None => self.vae.decode(&x)?,
         };
         to_picture(&x)
     }

@@ -34,7 +34,7 @@ impl Pipeline {
         Ok(Some(self.encode_picture(&pixels)?))
     }
 
-    /// The likeliest latents of a picture, in the network's scale.
+    /// The likeliest latents of a picture, in the network's scale; in tiles if it is large.
     ///
     /// # Shapes
     /// - (1, h / downscale, w / downscale, c), f32
@@ -45,8 +45,13 @@ impl Pipeline {
         let (width, height) = pixels.dimensions();
         let values: Vec<f32> = pixels.as_raw().iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
         let x = Tensor::from_vec(values, (1, height as usize, width as usize, 3), self.device())?;
-        let config = self.vae.config();
-        let latents = self.vae.encode(&x.to_dtype(self.vae_dtype())?)?.mean.to_dtype(DType::F32)?;
+        let (config, x) = (self.vae.config(), x.to_dtype(self.vae_dtype())?);
+        let latent = |side: u32| side as usize / self.downscale();
+        let gaussian = match self.tiles.of(latent(height), latent(width)) {
+            Some(tiling) => self.vae.encode_tiled(&x, tiling)?,
+            None => self.vae.encode(&x)?,
+        };
+        let latents = gaussian.mean.to_dtype(DType::F32)?;
         let shift = config.shift_factor.unwrap_or(0.0);
         Ok(((latents - shift)? * config.scaling_factor)?)
     }

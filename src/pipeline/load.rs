@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 
-use super::{Pipeline, TextEncoders};
+use super::{Pipeline, TextEncoders, Tiles};
 use crate::{
     adapter::Blend,
     diffusion::{NoiseSchedule, Prediction},
@@ -32,6 +32,7 @@ impl Pipeline {
             text: TextEncoders::load(checkpoint, device, dtype).map_err(located)?,
             schedule: schedule(checkpoint, &conventions).map_err(located)?,
             conventions,
+            tiles: Tiles::default(),
             device: device.clone(),
             dtype,
             blend: Blend::new(),

@@ -12,6 +12,7 @@ use std::{path::Path, sync::Arc};
 
 use candle_core::{DType, Device};
 
+pub use decode::Tiles;
 pub use generate::Generated;
 pub use request::{GenerateRequest, InitImage};
 pub use text::{Conditioning, TextEncoders};
@@ -42,6 +43,8 @@ pub struct Pipeline {
     pub schedule: NoiseSchedule,
     /// How the family is used.
     pub conventions: Conventions,
+    /// How large pictures are decoded and encoded.
+    pub tiles: Tiles,
     device: Device,
     dtype: DType,
     blend: Blend,
