@@ -3,143 +3,27 @@
 
 #![expect(clippy::print_stdout, reason = "the errors measured, for `--nocapture`")]
 
+mod parity;
+
 use std::{
     collections::{BTreeMap, HashMap},
-    fmt::Write as _,
-    path::PathBuf,
     sync::Arc,
 };
 
 use candle_core::{DType, Device, IndexOp as _, Shape, Tensor, Var, backprop::GradStore};
 use candle_nn::Optimizer as _;
 use scumble::{
-    Error, Result,
-    models::{
-        AddedConditions, AutoencoderKl, ClipOptions, ClipTextConfig, ClipTextModel, Tiling,
-        UNet2DConditionModel, UNetConfig, UNetInput, VaeConfig,
-    },
+    Result,
+    models::{AutoencoderKl, ClipOptions, ClipTextModel, Tiling, UNet2DConditionModel, UNetInput},
     nn::{Adaptable, Branches, LayerPath, Part, Slot},
     ops::checkpoint::Tape,
-    weights::{MemoryStore, Store, TensorInfo, Weights},
+    weights::{MemoryStore, Weights},
 };
-use serde_json::Value;
+
+use self::parity::{Golden, assert_close, bits, error, load_clip, load_unet, load_vae, run_unet, values};
 
 const RANK: usize = 4;
 const SCALE: f32 = 2.0; // alpha 8 / rank 4
-
-// ------------------------------------------------------------------------------------------------ shared with Python
-
-/// Numbers in [-1, 1) from a name; `uniform` in `make_golden.py`.
-fn uniform(name: &str, count: usize) -> impl Iterator<Item = f64> {
-    let hash = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    (1..=count as u64).map(move |i| {
-        let mut z = hash.wrapping_add(i.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        (z >> 40) as f64 / f64::from(1 << 23) - 1.0
-    })
-}
-
-fn values(name: &str, shape: &Shape, scale: f64) -> Result<Tensor> {
-    let numbers: Vec<f32> = uniform(name, shape.elem_count()).map(|u| (u * scale) as f32).collect();
-    Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?)
-}
-
-/// Weights computed from their names; `weight` in `make_golden.py`.
-#[derive(Debug)]
-struct HashStore(BTreeMap<String, Shape>);
-
-impl Store for HashStore {
-    fn info(&self, name: &str) -> Option<TensorInfo> {
-        self.0.get(name).map(|shape| TensorInfo { dtype: DType::F32, shape: shape.clone() })
-    }
-
-    fn load(&self, name: &str) -> Result<Tensor> {
-        let shape = self.0.get(name).ok_or_else(|| Error::invalid(format!("no tensor `{name}`")))?;
-        let dims = shape.dims();
-        if dims.len() > 1 {
-            let fan_in: usize = dims[1..].iter().product();
-            return values(name, shape, (3.0 / fan_in as f64).sqrt());
-        }
-        let (centre, scale) = if name.ends_with(".weight") { (1.0, 0.1) } else { (0.0, 0.1) };
-        let numbers: Vec<f32> =
-            uniform(name, shape.elem_count()).map(|u| (centre + scale * u) as f32).collect();
-        Ok(Tensor::from_vec(numbers, shape, &Device::Cpu)?)
-    }
-
-    fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    fn origin(&self) -> String {
-        "hashed weights".into()
-    }
-}
-
-/// The weights of a network, after checking that it has exactly the tensors the Python network has.
-fn hashed(shapes: BTreeMap<String, Shape>, digest: &Value) -> Weights {
-    use sha2::{Digest as _, Sha256};
-    let mut hash = Sha256::new();
-    for (name, shape) in &shapes {
-        let dims: Vec<String> = shape.dims().iter().map(ToString::to_string).collect();
-        hash.update(format!("{name} {}\n", dims.join("x")));
-    }
-    let hex = hash.finalize().iter().fold(String::new(), |mut hex, byte| {
-        let _ = write!(hex, "{byte:02x}");
-        hex
-    });
-    assert_eq!(Some(hex.as_str()), digest.as_str(), "other tensors than the reference: {:#?}", shapes.keys());
-    Weights::new(Arc::new(HashStore(shapes)), DType::F32, Device::Cpu)
-}
-
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/models")
-}
-
-fn index(kind: &str, name: &str) -> Value {
-    let text = std::fs::read_to_string(folder().join("index.json")).unwrap();
-    let index: Value = serde_json::from_str(&text).unwrap();
-    index[kind][name].clone()
-}
-
-struct Golden(HashMap<String, Tensor>);
-
-impl Golden {
-    fn read(name: &str) -> Result<Self> {
-        let path = folder().join(format!("{name}.safetensors"));
-        Ok(Self(candle_core::safetensors::load(path, &Device::Cpu)?))
-    }
-
-    fn get(&self, name: &str) -> &Tensor {
-        self.0.get(name).unwrap_or_else(|| panic!("no `{name}` in the golden file"))
-    }
-
-    fn count(&self, prefix: &str) -> usize {
-        self.0.keys().filter(|key| key.starts_with(prefix)).count()
-    }
-}
-
-/// Largest error over largest value.
-fn error(found: &Tensor, expected: &Tensor) -> Result<f64> {
-    assert_eq!(found.dims(), expected.dims());
-    let largest =
-        |t: &Tensor| -> Result<f64> { Ok(f64::from(t.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?)) };
-    Ok(largest(&(found - expected)?)? / largest(expected)?)
-}
-
-#[track_caller]
-fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
-    let error = error(found, expected).unwrap();
-    println!("{what}: {error:.1e}");
-    assert!(error <= tolerance, "{what}: {error:.1e} > {tolerance:.0e}");
-}
-
-fn bits(t: &Tensor) -> Vec<u32> {
-    t.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
-}
 
 // ------------------------------------------------------------------------------------------------ adapters
 
@@ -246,21 +130,12 @@ struct UNetCase {
 
 impl UNetCase {
     fn load(name: &str) -> Result<Self> {
-        let case = index("unet", name);
-        let config = UNetConfig::from_json(&case["config"])?;
-        let weights = hashed(UNet2DConditionModel::parameter_shapes(&config)?, &case["digest"]);
-        Ok(Self { model: UNet2DConditionModel::load(&weights, &config)?, golden: Golden::read(name)? })
+        let (model, golden) = load_unet(name, DType::F32)?;
+        Ok(Self { model, golden })
     }
 
     fn forward(&self, context: &Tensor, tape: Option<&Tape>) -> Result<Tensor> {
-        let golden = &self.golden;
-        let added = golden.0.get("pooled").map(|pooled| AddedConditions {
-            pooled: pooled.clone(),
-            time_ids: golden.get("time_ids").clone(),
-        });
-        let guidance = golden.0.get("guidance");
-        let input = UNetInput::new(golden.get("sample"), golden.get("timesteps"), context);
-        self.model.forward(&UNetInput { added, guidance, tape, ..input })
+        run_unet(&self.model, &self.golden, context, tape)
     }
 
     fn gradients(&self, context: &Tensor, checkpointed: bool) -> Result<(Tensor, GradStore)> {
@@ -355,15 +230,8 @@ fn pictures_of_a_batch_do_not_meet() -> Result<()> {
 
 // ------------------------------------------------------------------------------------------------ text encoders
 
-fn load_clip(name: &str) -> Result<(ClipTextModel, Golden, Weights)> {
-    let case = index("clip", name);
-    let config = ClipTextConfig::from_json(&case["config"])?;
-    let weights = hashed(ClipTextModel::parameter_shapes(&config)?, &case["digest"]);
-    Ok((ClipTextModel::load(&weights, &config)?, Golden::read(name)?, weights))
-}
-
 fn check_clip(name: &str) -> Result<()> {
-    let (mut model, golden, _) = load_clip(name)?;
+    let (mut model, golden, _) = load_clip(name, DType::F32)?;
     let ids = golden.get("ids").to_dtype(DType::U32)?;
     let penultimate = ClipOptions { skip: 2, final_norm: false, tape: None };
     let output = model.forward(&ids, &penultimate)?;
@@ -407,7 +275,7 @@ fn clip_g() -> Result<()> {
 /// Newer files leave `text_model.` out.
 #[test]
 fn clip_keys_without_prefix() -> Result<()> {
-    let (model, golden, weights) = load_clip("clip_l")?;
+    let (model, golden, weights) = load_clip("clip_l", DType::F32)?;
     let shapes = ClipTextModel::parameter_shapes(model.config())?;
     let bare = shapes
         .into_iter()
@@ -424,15 +292,8 @@ fn clip_keys_without_prefix() -> Result<()> {
 
 // ------------------------------------------------------------------------------------------------ autoencoder
 
-fn load_vae(name: &str) -> Result<(AutoencoderKl, Golden, Weights)> {
-    let case = index("vae", name);
-    let config = VaeConfig::from_json(&case["config"])?;
-    let weights = hashed(AutoencoderKl::parameter_shapes(&config)?, &case["digest"]);
-    Ok((AutoencoderKl::load(&weights, &config)?, Golden::read(name)?, weights))
-}
-
 fn check_vae(name: &str) -> Result<()> {
-    let (model, golden, _) = load_vae(name)?;
+    let (model, golden, _) = load_vae(name, DType::F32)?;
     let posterior = model.encode(golden.get("picture"))?;
     assert_close(&format!("{name} mean"), &posterior.mean, golden.get("mean"), 1e-4);
     assert_close(&format!("{name} logvar"), &posterior.logvar, golden.get("logvar"), 1e-4);
@@ -460,7 +321,7 @@ fn vae_without_quant_convs() -> Result<()> {
 /// Old folders name the attention otherwise, single files store it as 1×1 convolutions.
 #[test]
 fn vae_attention_under_old_names() -> Result<()> {
-    let (model, golden, weights) = load_vae("vae")?;
+    let (model, golden, weights) = load_vae("vae", DType::F32)?;
     let mut old = BTreeMap::new();
     for (name, shape) in AutoencoderKl::parameter_shapes(model.config())? {
         let mut tensor = weights.get(shape, &name)?;
@@ -481,7 +342,7 @@ fn vae_attention_under_old_names() -> Result<()> {
 #[test]
 fn vae_agrees_with_candle_transformers() -> Result<()> {
     use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
-    let (model, golden, weights) = load_vae("vae")?;
+    let (model, golden, weights) = load_vae("vae", DType::F32)?;
     let shapes = AutoencoderKl::parameter_shapes(model.config())?;
     let tensors = shapes
         .into_iter()
