@@ -1,82 +1,88 @@
-//! A forward pass and a LoRA training step of a full-size UNet with random weights, at 256 pixels:
-//! `cargo run --release --example full_size -- [sd1|sd2|sdxl|sdxl-refiner]`. Prints seconds and peak memory.
+//! Loads a model as every command does, then draws a picture in one step or trains one step, and prints seconds and
+//! peak memory: `cargo run --release --example full_size -- MODEL generate|train [f32|f16|bf16] [pixels]`.
+//! On the processor `f16` and `bf16` hold the weights as they are stored and widen them layer by layer.
 
-use std::{env, fs, sync::Arc, time::Instant};
+use std::{fs, path::Path, time::Instant};
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::Device;
 use scumble::{
-    Result,
-    models::{AddedConditions, UNet2DConditionModel, UNetInput, family},
-    nn::{Adaptable, Branches, LayerPath, Part, Slot},
-    ops::checkpoint::Tape,
-    random::{Rng, Stream},
-    weights::{RandomStore, Weights},
+    Error, Result,
+    device::Precision,
+    files,
+    pipeline::{GenerateRequest, Pipeline},
+    progress::{CancelToken, Event, Stage},
+    training::{TrainConfig, Trainer},
+    weights::{ModelSource, OpenOptions},
 };
-
-const RANK: usize = 8;
+use sha2::{Digest as _, Sha256};
 
 fn main() -> Result<()> {
-    let run = || {
-        let name = env::args().nth(1).unwrap_or_else(|| "sd1".into());
-        measure(&name)
-    };
-    // Backward walks the graph recursively: it needs a large stack.
-    let thread = std::thread::Builder::new().name("full_size".into()).stack_size(256 << 20).spawn(run);
-    thread.map_err(|e| scumble::Error::io("thread", e))?.join().unwrap_or_else(|_| std::process::exit(1))
+    let mut args = std::env::args().skip(1);
+    let model = args.next().unwrap_or_else(|| "mini".into());
+    let train = args.next().is_some_and(|what| what == "train");
+    let dtype = args.next().unwrap_or_else(|| "f32".into());
+    let side_px = args.next().and_then(|n| n.parse().ok()).unwrap_or(256);
+    if train { train_step(&model, &dtype, side_px) } else { draw(&model, &dtype, side_px) }
 }
 
-fn measure(name: &str) -> Result<()> {
-    let (device, start) = (Device::Cpu, Instant::now());
-    let config = family::unet_config(name.parse()?);
-    let shapes = UNet2DConditionModel::parameter_shapes(&config)?;
-    let weights = Weights::new(Arc::new(RandomStore { shapes, seed: 1 }), DType::F32, device.clone());
-    let mut unet = UNet2DConditionModel::load(&weights, &config)?;
-    report("loaded", start);
-
-    let noise = |index, shape: &[usize]| Rng::new(2, Stream::Latents, index).normal(shape, &device);
-    let (sample, context) = (noise(0, &[1, 32, 32, 4])?, noise(1, &[1, 77, config.context_width()])?);
-    let timesteps = Tensor::new(&[500f32], &device)?;
-    let ids = config.projection_class_embeddings_input_dim.map(|input| (input - 1280) / 256);
-    let added = ids
-        .map(|ids| -> Result<_> {
-            Ok(AddedConditions { pooled: noise(2, &[1, 1280])?, time_ids: noise(3, &[1, ids])? })
-        })
-        .transpose()?;
-    let input = UNetInput { added, ..UNetInput::new(&sample, &timesteps, &context) };
-
+fn draw(model: &str, dtype: &str, side_px: usize) -> Result<()> {
+    let (start, cancel) = (Instant::now(), CancelToken::default());
+    let checkpoint = ModelSource::parse(model)?.open(&OpenOptions::default(), &mut (), &cancel)?;
+    let dtype = dtype.parse::<Precision>()?.dtype(&Device::Cpu);
+    let mut pipeline = Pipeline::load(&checkpoint, &Device::Cpu, dtype)?;
+    drop(checkpoint);
+    report(&format!("{} loaded in {dtype:?}", pipeline.family), start);
+    let request = GenerateRequest {
+        steps: 1,
+        size_px: Some((side_px, side_px)),
+        ..GenerateRequest::new("a lighthouse")
+    };
     let start = Instant::now();
-    unet.forward(&input)?;
-    report("forward", start);
-
-    let mut adapter: Vec<Var> = Vec::new();
-    unet.visit(&LayerPath::root(Part::Unet), &mut |path, slot| {
-        if let (Slot::Linear(layer), true) = (slot, path.name.contains("attn")) {
-            let (output, input) = layer.weight().dims2()?;
-            let down = Var::from_tensor(&noise(adapter.len() as u64, &[RANK, input])?)?;
-            let up = Var::zeros((output, RANK), DType::F32, &device)?;
-            let scale = Tensor::ones(RANK, DType::F32, &device)?;
-            layer.set_branches(Some(Branches {
-                down: down.as_tensor().clone(),
-                up: up.as_tensor().clone(),
-                scale,
-            }));
-            adapter.extend([down, up]);
-        }
-        Ok(())
-    })?;
-
-    let start = Instant::now();
-    let tape = Tape::new(&device)?;
-    let loss = (unet.forward(&UNetInput { tape: Some(&tape), ..input })? - &sample)?.sqr()?.mean_all()?;
-    let grads = tape.backward(&loss)?;
-    let found = adapter.iter().filter(|var| grads.get(var).is_some()).count();
-    report(&format!("training step ({found} of {} gradients)", adapter.len()), start);
+    let picture = pipeline.generate(&request, &mut (), &cancel)?.remove(0).image;
+    let hash = format!("{:x}", Sha256::digest(picture.as_raw()));
+    report(
+        &format!("one step at {side_px} px, with guidance, and decoding (picture {})", &hash[..10]),
+        start,
+    );
     Ok(())
 }
 
+fn train_step(model: &str, dtype: &str, side_px: usize) -> Result<()> {
+    let folder = std::env::temp_dir().join(format!("scumble-full-size-{}", std::process::id()));
+    let images = folder.join("images");
+    files::create_folder(&images)?;
+    for file in ["fox.jpg", "fox.txt"] {
+        let from = Path::new("sample-data/blueprint").join(file);
+        fs::copy(&from, images.join(file)).map_err(|e| Error::io(&from, e))?;
+    }
+    let config = TrainConfig {
+        model: model.into(),
+        images,
+        out: folder.join("step.safetensors"),
+        steps: 1,
+        resolution: u32::try_from(side_px).ok(),
+        dtype: dtype.into(),
+        ..TrainConfig::default()
+    };
+    let mut start = Instant::now();
+    let mut observer = |event: &Event<'_>| match event {
+        Event::Finished { stage: Stage::Load } => report("loaded", start),
+        Event::Started { stage: Stage::Train, .. } => {
+            report("pictures and captions encoded", start);
+            start = Instant::now();
+        }
+        Event::Loss { loss, .. } => report(&format!("training step at {side_px} px, loss {loss:.3}"), start),
+        _ => {}
+    };
+    Trainer::new(config)?.run(&mut observer, &CancelToken::default())?;
+    fs::remove_dir_all(&folder).map_err(|e| Error::io(&folder, e))
+}
+
+/// The peak of all memory the process had, mapped files included, and what it has of its own now.
 #[expect(clippy::print_stdout, reason = "an example talks to its reader")]
 fn report(what: &str, start: Instant) {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let peak = status.lines().find(|line| line.starts_with("VmHWM")).unwrap_or("peak memory unknown");
-    println!("{what}: {:.1} s, {peak}", start.elapsed().as_secs_f64());
+    let line =
+        |key: &str| status.lines().find(|l| l.starts_with(key)).unwrap_or("unknown").replace('\t', " ");
+    println!("{what}: {:.1} s, {}, {}", start.elapsed().as_secs_f64(), line("VmHWM"), line("RssAnon"));
 }

@@ -1,7 +1,7 @@
 //! The text encoder's `config.json`.
 
 use candle_core::Tensor;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Hugging Face's `CLIPTextConfig`, with its defaults; unknown fields are ignored.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the fields are Hugging Face's and documented there")]
 pub struct ClipTextConfig {

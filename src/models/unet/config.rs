@@ -1,12 +1,12 @@
 //! The UNet's `config.json`, and what it means block by block.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
 /// One value for all blocks, or one for each.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum PerBlock<T> {
     /// From the finest block to the coarsest. Tried first: a list of lists is also one list for all.
@@ -31,7 +31,7 @@ impl<T: Clone> PerBlock<T> {
 
 /// diffusers' `UNet2DConditionModel` config, with diffusers' defaults; unknown fields are ignored, known fields with
 /// values this network does not have are refused by [`UNetConfig::plan`].
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the fields are diffusers' and documented there")]
 pub struct UNetConfig {

@@ -1,12 +1,12 @@
 //! The autoencoder's `config.json`.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
 /// diffusers' `AutoencoderKL` config, with diffusers' defaults; unknown fields are ignored.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 #[expect(missing_docs, reason = "the fields are diffusers' and documented there")]
 pub struct VaeConfig {
