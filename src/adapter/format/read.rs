@@ -21,7 +21,7 @@ use crate::{
         survey::SurveyedModule,
     },
     error::{Error, Result},
-    nn::LayerPath,
+    nn::{LayerPath, Part},
     weights::reader::SafetensorsFile,
 };
 
@@ -69,6 +69,8 @@ struct Sorted {
     lineage: Option<Lineage>,
     /// What names of a text encoder's layers mean where the component is not said.
     unsaid_is_second: bool,
+    /// Keys that speak of the only text encoder of a model that has two.
+    meant_for_one_encoder: usize,
 }
 
 impl Sorted {
@@ -116,6 +118,12 @@ impl Sorted {
             }
             other => other,
         })?;
+        if module.component == Component::OnlyTextEncoder
+            && path.part == Part::TextEncoder
+            && table.has_second_text_encoder()
+        {
+            self.meant_for_one_encoder += 1;
+        }
         Ok((path, param))
     }
 
@@ -135,7 +143,14 @@ impl Sorted {
     }
 
     fn report(&self) -> LoadReport {
+        let one_encoder = || {
+            format!(
+                "{} keys name the only text encoder (`lora_te_`) and the model has two: they were applied to the first",
+                self.meant_for_one_encoder
+            )
+        };
         LoadReport {
+            warnings: (self.meant_for_one_encoder > 0).then(one_encoder).into_iter().collect(),
             dialect: self.dialects.iter().copied().collect::<Vec<_>>().join(" + "),
             lineage: self.lineage,
             unmatched: self.unmatched.clone(),
