@@ -44,3 +44,11 @@ fn generate_and_custom_sampler() {
     run("custom_sampler", &[&picture, Path::new("2")]);
     assert_picture(&picture, 128);
 }
+
+/// What is meant for full-size models, on the embedded one.
+#[test]
+fn full_size() {
+    for what in ["generate", "train"] {
+        run("full_size", &["mini", what, "bf16", "64"].map(Path::new));
+    }
+}
