@@ -6,6 +6,7 @@ use std::{
 };
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 
 use super::{
     LoadOptions, NameTable,
@@ -45,14 +46,20 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
     }
     let context = Context::new(&metadata, options)?;
     let mut report = sorted.report();
-    let mut layers = BTreeMap::new();
-    for (path, params) in sorted.groups {
-        report.matched += params.len();
-        let key = params.values().next().map(|(key, _)| key.clone()).unwrap_or_default();
-        let module = Module { path: &path, shape: table.shape(&path).unwrap_or_default(), params };
-        let delta = assemble::delta(module, &context);
-        layers.insert(path.clone(), delta.map_err(|e| e.context(format!("`{key}` ({path})")))?);
-    }
+    report.matched = sorted.groups.values().map(BTreeMap::len).sum();
+    // Every number is looked at, which takes a while in large files; failures are reported in order all the same.
+    let deltas: Vec<Result<(LayerPath, Delta)>> = sorted
+        .groups
+        .into_par_iter()
+        .map(|(path, params)| {
+            let key = params.values().next().map(|(key, _)| key.clone()).unwrap_or_default();
+            let module = Module { path: &path, shape: table.shape(&path).unwrap_or_default(), params };
+            let delta = assemble::delta(module, &context);
+            let delta = delta.map_err(|e| e.context(format!("`{key}` ({path})")))?;
+            Ok((path, delta))
+        })
+        .collect();
+    let layers: BTreeMap<LayerPath, Delta> = deltas.into_iter().collect::<Result<_>>()?;
     report.lineage = report.lineage.or(survey.family.lineage);
     report.warnings.extend(survey.warnings);
     report.warnings.extend(oddities(&layers, &metadata));
