@@ -213,6 +213,41 @@ fn nothing_is_dropped_silently() -> Result<()> {
     Ok(())
 }
 
+/// Files people take for adapters, told by a key of theirs.
+#[test]
+fn files_that_are_no_adapters_are_named() -> Result<()> {
+    for (key, expected) in [
+        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "Flux"),
+        (
+            "transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight",
+            "a transformer model (SD3, Flux)",
+        ),
+        ("lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight", "SD3"),
+        ("lora_prior_unet_down_blocks_0.lora_down.weight", "Stable Cascade"),
+        ("unet:0:up", "cloneofsimo's lora"),
+        ("control_model.input_blocks.0.0.weight", "a ControlNet"),
+        ("lora_controlnet", "a Control-LoRA"),
+        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_k.down.0.weight", "a ControlNet-LLLite"),
+        ("image_proj.proj.weight", "an IP-Adapter"),
+        ("first_stage_model.decoder.conv_in.weight", "a whole checkpoint"),
+        ("emb_params", "a textual inversion"),
+        ("clip_g", "a textual inversion"),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("other.safetensors");
+        let only = HashMap::from([(key.to_string(), Tensor::ones((4, 4), DType::F32, &Device::Cpu)?)]);
+        candle_core::safetensors::save(&only, &path)?;
+        let outcome =
+            Adapter::load(path, &table("sd1")?, &LoadOptions { allow_unmatched: true, ..Default::default() });
+        let message = message(outcome);
+        assert!(
+            message.contains("this is no adapter for Stable Diffusion") && message.contains(expected),
+            "{key}: {message}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn another_familys_adapter_says_so() -> Result<()> {
     let outcome = Adapter::load(

@@ -91,7 +91,7 @@ impl Algorithm for LoKr {
         // Readers take two whole factors for unscaled, so another scale goes into the first.
         let scale = self.whole_scale.filter(|_| self.rank().is_none()).unwrap_or(1.0);
         let first = match &self.first {
-            Whole(w) if scale != 1.0 => Whole((w.to_dtype(DType::F32)? * scale)?.to_dtype(w.dtype())?),
+            Whole(w) if scale != 1.0 => Whole((w.to_dtype(DType::F32)? * scale)?),
             other => other.clone(),
         };
         for (factor, [whole, a_name, b_name, core_name]) in [&first, &self.second].into_iter().zip(NAMES) {

@@ -22,11 +22,11 @@ pub(super) fn module_name(path: &LayerPath, table: &NameTable) -> Result<String>
 }
 
 /// True for what ComfyUI has a reader for.
-pub(super) fn reads(delta: &Delta) -> bool {
+pub(super) fn has_words(delta: &Delta) -> bool {
     match delta {
         Delta::Ia3(_) | Delta::OftV2(_) => false,
-        Delta::Dora(dora) => reads(&dora.inner),
-        Delta::Beside(beside) => beside.residual.is_none() && reads(&beside.inner),
+        Delta::Dora(dora) => has_words(&dora.inner),
+        Delta::Beside(beside) => beside.residual.is_none() && has_words(&beside.inner),
         _ => true,
     }
 }

@@ -1,7 +1,8 @@
 //! kohya's spelling (sd-scripts): `lora_unet_` + the path with `_` for `.`; SDXL's UNet in LDM's names.
 
-use super::NameTable;
+use super::{NameTable, peft_write::Layer};
 use crate::{
+    adapter::{Delta, delta::OftSeries},
     error::Result,
     nn::{LayerPath, Part},
 };
@@ -25,4 +26,21 @@ pub fn module_name(path: &LayerPath, table: &NameTable) -> Result<String> {
         Part::TextEncoder => format!("{TEXT_ENCODER}{}", flat(&path.name)),
         Part::TextEncoder2 => format!("{TEXT_ENCODER_2}{}", flat(&path.name)),
     })
+}
+
+/// True for what kohya's and LyCORIS' names, without a config beside them, say completely.
+pub(super) fn has_words(layer: &Layer<'_>) -> bool {
+    match layer.delta {
+        // PEFT's scales biases, LyCORIS' does not.
+        Delta::Ia3(ia3) => !ia3.scales_bias || ia3.on_input || layer.has_no_bias(),
+        // As OneTrainer writes it; anything else needs PEFT's config.
+        Delta::OftV2(oft) => {
+            oft.series == OftSeries::Neumann(5)
+                && oft.block_limit.is_none()
+                && oft.opposite == (layer.shape.len() == 4)
+        }
+        Delta::Dora(dora) => has_words(&Layer { delta: &dora.inner, ..*layer }),
+        Delta::Beside(beside) => has_words(&Layer { delta: &beside.inner, ..*layer }),
+        _ => true,
+    }
 }

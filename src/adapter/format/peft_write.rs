@@ -21,6 +21,13 @@ pub(super) struct Layer<'a> {
     pub shape: &'a [usize],
 }
 
+impl Layer<'_> {
+    /// True where Stable Diffusion's networks have none.
+    pub fn has_no_bias(&self) -> bool {
+        ["to_q", "to_k", "to_v"].iter().any(|end| self.path.name.ends_with(end))
+    }
+}
+
 /// A parameter by its suffix.
 type Stored = (&'static str, Tensor);
 
@@ -192,9 +199,10 @@ pub(super) fn params(layer: &Layer<'_>) -> Result<Vec<Stored>> {
     let shape = layer.shape;
     match layer.delta {
         Delta::LowRank(low_rank) => {
-            // PEFT has no core; the same delta as two factors.
+            // PEFT has no core; the same delta as two factors. What is computed here stays in f32: rounding it to the
+            // factors' dtype would change the delta.
             let down = match layer.delta.branch(shape)? {
-                Some(branch) if low_rank.mid.is_some() => branch.down.to_dtype(low_rank.down.dtype())?,
+                Some(branch) if low_rank.mid.is_some() => branch.down,
                 _ => low_rank.down.clone(),
             };
             Ok(vec![(".lora_A.weight", down), (".lora_B.weight", low_rank.up.clone())])
@@ -214,28 +222,26 @@ pub(super) fn params(layer: &Layer<'_>) -> Result<Vec<Stored>> {
                 _ => return Err(Error::invalid("a bias beside factors without effect")),
             };
             if let Some(bias) = &beside.bias {
-                all.push((".lora_B.bias", (bias.to_dtype(DType::F32)? / scale)?.to_dtype(bias.dtype())?));
+                all.push((".lora_B.bias", (bias.to_dtype(DType::F32)? / scale)?));
             }
             Ok(all)
         }
         Delta::Ia3(ia3) => {
-            // PEFT's scales what leaves the layer, its bias too; these layers have none.
-            let no_bias = ["to_q", "to_k", "to_v"].iter().any(|end| layer.path.name.ends_with(end));
-            if !(ia3.on_input || ia3.scales_bias || no_bias) {
+            // PEFT's scales what leaves the layer, its bias too.
+            if !(ia3.on_input || ia3.scales_bias || layer.has_no_bias()) {
                 return Err(Error::invalid("PEFT has no spelling for IA³ that leaves the bias alone"));
             }
             let mut dims = vec![1; shape.len()];
             let along = usize::from(ia3.on_input || shape.len() == 4);
             dims[along] = ia3.scale.elem_count();
-            let factors = (ia3.scale.to_dtype(DType::F32)? + 1.0)?.to_dtype(ia3.scale.dtype())?;
+            let factors = (ia3.scale.to_dtype(DType::F32)? + 1.0)?;
             Ok(vec![(".ia3_l", factors.reshape(dims)?)])
         }
         Delta::OftV2(oft) => {
             let columns = oft.skew.dims().get(1).copied().unwrap_or(0) as f64;
             let block = f64::midpoint(1.0, (1.0 + 8.0 * columns).sqrt());
             let skew = match oft.scaled {
-                true => (oft.skew.to_dtype(DType::F32)? * (0.5 / (block - 1.0).sqrt()))?
-                    .to_dtype(oft.skew.dtype())?,
+                true => (oft.skew.to_dtype(DType::F32)? * (0.5 / (block - 1.0).sqrt()))?,
                 false => oft.skew.clone(),
             };
             Ok(vec![(".oft_R.weight", skew)])

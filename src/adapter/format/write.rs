@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -23,45 +23,42 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
     if adapter.layers.is_empty() {
         return Err(writing(Error::invalid("an adapter without layers cannot be written")));
     }
-    let adapter = cast(adapter, options).map_err(writing)?;
-    let layers = layers(&adapter, table).map_err(writing)?;
+    let layers = layers(adapter, table).map_err(writing)?;
+    let tensors = |of: &dyn Fn(&Layer<'_>) -> Result<Vec<Named>>| -> Result<Vec<Named>> {
+        tensors(&layers, options.dtype, of).map_err(writing)
+    };
     let mut metadata = adapter.metadata.clone();
     metadata.0.remove(peft::CONFIG_KEY);
     match options.dialect {
-        Dialect::Peft => write_folders(&layers, path, &metadata),
+        Dialect::Peft => write_folders(&layers, path, options.dtype, &metadata),
         Dialect::Diffusers => {
             metadata.set("format", "pt");
             metadata.set(peft::CONFIG_KEY, joined_config(&layers).map_err(writing)?);
-            write_file(&tensors(&layers, diffusers_tensors).map_err(writing)?, path, metadata)
+            write_file(&tensors(&diffusers_tensors)?, path, metadata)
         }
         Dialect::Kohya => {
-            metadata.fill_kohya(&adapter, table.lineage());
-            let named = |layer: &Layer<'_>| named(layer.delta, &kohya::module_name(layer.path, table)?);
-            write_file(&tensors(&layers, named).map_err(writing)?, path, metadata)
+            metadata.fill_kohya(adapter, table.lineage());
+            let named = |layer: &Layer<'_>| {
+                if !kohya::has_words(layer) {
+                    return Err(no_spelling("kohya", layer.delta));
+                }
+                named(layer.delta, &kohya::module_name(layer.path, table)?)
+            };
+            write_file(&tensors(&named)?, path, metadata)
         }
         Dialect::Comfy => {
             let named = |layer: &Layer<'_>| {
-                if !comfy::reads(layer.delta) {
+                if !comfy::has_words(layer.delta) {
                     return Err(no_spelling("ComfyUI", layer.delta));
                 }
                 named(layer.delta, &comfy::module_name(layer.path, table)?)
             };
-            write_file(&tensors(&layers, named).map_err(writing)?, path, metadata)
+            write_file(&tensors(&named)?, path, metadata)
         }
     }
 }
 
 type Named = (String, Tensor);
-
-fn cast(adapter: &Adapter, options: &SaveOptions) -> Result<Adapter> {
-    let mut cast = adapter.clone();
-    if let Some(dtype) = options.dtype {
-        for delta in cast.layers.values_mut() {
-            *delta = delta.map(&mut |t| Ok(t.to_dtype(dtype)?))?;
-        }
-    }
-    Ok(cast)
-}
 
 fn layers<'a>(adapter: &'a Adapter, table: &'a NameTable) -> Result<Vec<Layer<'a>>> {
     let layer = |(path, delta): (&'a LayerPath, &'a Delta)| match table.shape(path) {
@@ -71,12 +68,30 @@ fn layers<'a>(adapter: &'a Adapter, table: &'a NameTable) -> Result<Vec<Layer<'a
     adapter.layers.iter().map(layer).collect()
 }
 
-fn tensors(layers: &[Layer<'_>], of: impl Fn(&Layer<'_>) -> Result<Vec<Named>>) -> Result<Vec<Named>> {
-    let lists: Vec<Vec<Named>> = layers
-        .iter()
-        .map(|layer| of(layer).map_err(|e| e.context(layer.path.to_string())))
-        .collect::<Result<_>>()?;
-    Ok(lists.into_iter().flatten().collect())
+fn tensors(
+    layers: &[Layer<'_>],
+    dtype: Option<DType>,
+    of: &dyn Fn(&Layer<'_>) -> Result<Vec<Named>>,
+) -> Result<Vec<Named>> {
+    let mut all = Vec::new();
+    for layer in layers {
+        let located = |e: Error| e.context(layer.path.to_string());
+        // Scalars and places are no weights, and stay what they are.
+        let delta = match dtype {
+            Some(dtype) => layer.delta.map(&mut |t| Ok(t.to_dtype(dtype)?)).map_err(located)?,
+            None => layer.delta.clone(),
+        };
+        for (name, tensor) in of(&Layer { delta: &delta, ..*layer }).map_err(located)? {
+            // What was computed for the dialect came out in f32.
+            let computed = tensor.dtype() == DType::F32 && !tensor.dims().is_empty();
+            let tensor = match dtype.filter(|_| computed) {
+                Some(dtype) => tensor.to_dtype(dtype)?,
+                None => tensor,
+            };
+            all.push((name, tensor));
+        }
+    }
+    Ok(all)
 }
 
 /// kohya's and LyCORIS' parameters below a module's name.
@@ -94,8 +109,9 @@ fn diffusers_tensors(layer: &Layer<'_>) -> Result<Vec<Named>> {
 }
 
 fn no_spelling(tool: &str, delta: &Delta) -> Error {
-    Error::invalid(format!("{tool} has no spelling for {}", delta.algorithm()))
-        .with_hint("write it in kohya's dialect")
+    let error = Error::invalid(format!("{tool} has no spelling for this kind of {}", delta.algorithm()));
+    let other = if tool == "kohya" { Dialect::Peft } else { Dialect::Kohya };
+    error.with_hint(format!("the {other} dialect may have one"))
 }
 
 fn write_file(tensors: &[Named], path: &Path, mut metadata: Metadata) -> Result<()> {
@@ -123,7 +139,7 @@ fn joined_config(layers: &[Layer<'_>]) -> Result<Value> {
 }
 
 /// A folder a component, each as PEFT's `save_pretrained` makes it.
-fn write_folders(layers: &[Layer<'_>], path: &Path, metadata: &Metadata) -> Result<()> {
+fn write_folders(layers: &[Layer<'_>], path: &Path, dtype: Option<DType>, metadata: &Metadata) -> Result<()> {
     if path.is_file() {
         return Err(Error::file(path, "is a file, expected a folder to put PEFT's folders into"));
     }
@@ -138,7 +154,7 @@ fn write_folders(layers: &[Layer<'_>], path: &Path, metadata: &Metadata) -> Resu
         ] {
             config.insert(name.into(), value);
         }
-        let tensors = tensors(layers, |layer| {
+        let tensors = tensors(layers, dtype, &|layer| {
             let module = format!("{}{}", folder::ROOT, layer.path.name);
             let params = peft_write::params(layer)?;
             Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
