@@ -96,6 +96,24 @@ fn temporary_in(folder: &Path) -> std::io::Result<NamedTempFile> {
     builder.tempfile_in(folder)
 }
 
+/// A folder under a temporary name, to be filled and then renamed; it is removed if it is dropped before. Missing parents
+/// are made.
+///
+/// # Errors
+/// If it cannot be made, with a hint.
+pub fn temporary_folder(parent: impl AsRef<Path>) -> Result<tempfile::TempDir> {
+    let parent = parent.as_ref();
+    create_folder(parent)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".scumble-").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        builder.permissions(fs::Permissions::from_mode(0o777));
+    }
+    builder.tempdir_in(parent).map_err(|e| failure(parent, e))
+}
+
 /// The rename itself must survive a power cut; where folders cannot be synced (Windows) it is left to the system.
 fn sync_folder(folder: &Path) {
     if let Ok(folder) = File::open(folder) {

@@ -22,6 +22,7 @@ use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
 use crate::error::{Error, Result};
 
+const MERGES: &str = include_str!("clip_merges.txt");
 const BOS: &str = "<|startoftext|>";
 const EOS: &str = "<|endoftext|>";
 /// Words, single digits and runs of anything else; whitespace is dropped.
@@ -48,14 +49,33 @@ impl Tokenizer {
     /// # Errors
     /// None in practice: the vocabulary is compiled in.
     pub fn openai() -> Result<Self> {
-        let merges = parse_merges(include_str!("clip_merges.txt"))?;
-        let bytes = byte_alphabet();
-        let mut tokens: Vec<String> = bytes.iter().map(char::to_string).collect();
-        tokens.extend(bytes.iter().map(|c| format!("{c}</w>")));
-        tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
-        tokens.extend([BOS.to_owned(), EOS.to_owned()]);
-        let vocab = tokens.into_iter().zip(0..).collect();
+        let merges = parse_merges(MERGES)?;
+        let vocab = built_in_tokens(&merges).into_iter().zip(0..).collect();
         Self::build(vocab, merges, &SpecialTokens::default())
+    }
+
+    /// The built-in vocabulary as the files of a tokenizer's folder, padded with the end token or, as OpenCLIP has it,
+    /// with `!`: name and text.
+    ///
+    /// # Errors
+    /// None in practice: the vocabulary is compiled in.
+    pub fn built_in_files(open_clip: bool) -> Result<Vec<(&'static str, String)>> {
+        let tokens = built_in_tokens(&parse_merges(MERGES)?);
+        let vocab: serde_json::Map<String, Value> =
+            tokens.into_iter().zip(0u32..).map(|(token, id)| (token, id.into())).collect();
+        let pad = if open_clip { "!" } else { EOS };
+        let special =
+            serde_json::json!({ "bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": pad });
+        let mut config = special.clone();
+        config["tokenizer_class"] = "CLIPTokenizer".into();
+        config["model_max_length"] = 77.into();
+        config["do_lower_case"] = true.into();
+        Ok(vec![
+            ("vocab.json", Value::from(vocab).to_string()),
+            ("merges.txt", format!("#version: 0.2\n{}", MERGES.trim_start_matches('\n'))),
+            ("special_tokens_map.json", special.to_string()),
+            ("tokenizer_config.json", config.to_string()),
+        ])
     }
 
     /// The same vocabulary as OpenCLIP uses it (SD 2.x, SDXL's second encoder): padded with 0.
@@ -164,6 +184,16 @@ impl SpecialTokens {
     }
 }
 
+/// Every token in the order of the ids: bytes, bytes that end a word, merges, the special ones.
+fn built_in_tokens(merges: &[(String, String)]) -> Vec<String> {
+    let bytes = byte_alphabet();
+    let mut tokens: Vec<String> = bytes.iter().map(char::to_string).collect();
+    tokens.extend(bytes.iter().map(|c| format!("{c}</w>")));
+    tokens.extend(merges.iter().map(|(a, b)| format!("{a}{b}")));
+    tokens.extend([BOS.to_owned(), EOS.to_owned()]);
+    tokens
+}
+
 /// One pair a line; a leading `#version` line is a comment.
 fn parse_merges(text: &str) -> Result<Vec<(String, String)>> {
     let lines = text.lines().enumerate().filter(|(_, l)| !l.starts_with("#version") && !l.trim().is_empty());
@@ -219,6 +249,12 @@ mod tests {
         );
         assert_eq!(tokenizer.encode("A photo of a cat")?, [320, 1125, 539, 320, 2368]);
         assert_eq!(Tokenizer::open_clip()?.pad, 0);
+        let files: HashMap<_, _> = Tokenizer::built_in_files(true)?.into_iter().collect();
+        let config = serde_json::from_str(&files["tokenizer_config.json"]).expect("an object");
+        let (vocab, merges) = (files["vocab.json"].as_bytes(), files["merges.txt"].as_bytes());
+        let read = Tokenizer::from_files(vocab, merges, Some(&config))?;
+        assert_eq!((read.vocab_size(), read.eos, read.pad), (49_408, 49_407, 0));
+        assert_eq!(read.encode("A photo of a cat")?, [320, 1125, 539, 320, 2368]);
         Ok(())
     }
 

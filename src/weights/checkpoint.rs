@@ -100,6 +100,29 @@ impl Checkpoint {
         }
     }
 
+    /// Its name without the folders it lies in.
+    pub fn name(&self) -> String {
+        let path = Path::new(&self.origin);
+        let name = path.file_name().filter(|_| self.single_file().is_some() || path.is_dir());
+        name.map_or_else(|| self.origin.clone(), |name| name.to_string_lossy().into_owned())
+    }
+
+    /// The single file it is; `None` for diffusers' layout.
+    pub fn single_file(&self) -> Option<&SingleFile> {
+        match &self.layout {
+            Layout::Diffusers(_) => None,
+            Layout::Single(file) => Some(file),
+        }
+    }
+
+    /// All files of diffusers' layout; `None` for a single file.
+    pub fn tree(&self) -> Option<&Tree> {
+        match &self.layout {
+            Layout::Diffusers(model) => Some(model.tree()),
+            Layout::Single(_) => None,
+        }
+    }
+
     /// The noise scheduler's config; single files have none.
     ///
     /// # Errors

@@ -74,6 +74,11 @@ impl SingleFile {
         self.store.files().first()
     }
 
+    /// All its tensors under their own keys.
+    pub fn store(&self) -> Arc<dyn Store> {
+        self.store.clone()
+    }
+
     /// A component under diffusers' names.
     ///
     /// # Errors

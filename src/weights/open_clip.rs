@@ -1,5 +1,7 @@
 //! OpenCLIP's text encoder (SD2, and SDXL's second) under Hugging Face's names.
 
+use std::collections::BTreeSet;
+
 use super::{store::Store, view::Transform};
 
 /// Parameters of one residual block: OpenCLIP, Hugging Face, and the slice of the stacked q, k, v.
@@ -44,6 +46,39 @@ pub(super) enum Depth {
     /// Without the last block and the projection: SD2 conditions on the output of the last block but one, and
     /// diffusers stores no more than that.
     Penultimate,
+}
+
+/// The other way round: OpenCLIP's keys for Hugging Face's `names`, each with the names it is made of. Several are
+/// stacked; one is transposed where it says so.
+pub(super) fn keys(
+    names: &BTreeSet<String>,
+    prefix: &str,
+    depth: Depth,
+) -> Vec<(String, Vec<String>, Transform)> {
+    let layers = (0..MAX_LAYERS)
+        .take_while(|n| names.contains(&format!("text_model.encoder.layers.{n}.layer_norm1.weight")))
+        .count();
+    let mut keys: Vec<(String, Vec<String>, Transform)> = Vec::new();
+    for (from, to, transform) in FIXED {
+        // The first spelling of a name is OpenCLIP's own.
+        let again = keys.iter().any(|(_, made_of, _)| made_of[0] == *to);
+        if names.contains(*to) && !again {
+            keys.push((format!("{prefix}{from}"), vec![(*to).to_string()], *transform));
+        }
+    }
+    // OpenCLIP's last block is not read by SD2; files have it, so it gets the weights of the one before.
+    let blocks = if depth == Depth::Penultimate && layers > 0 { layers + 1 } else { layers };
+    for n in 0..blocks {
+        for (from, to, transform) in BLOCK {
+            let key = format!("{prefix}transformer.resblocks.{n}.{from}");
+            let name = format!("text_model.encoder.layers.{}.{to}", n.min(layers - 1));
+            match keys.last_mut() {
+                Some((last, made_of, _)) if *last == key => made_of.push(name),
+                _ => keys.push((key, vec![name], *transform)),
+            }
+        }
+    }
+    keys
 }
 
 /// Hugging Face's names of what is stored under `prefix`, with where each comes from.

@@ -39,7 +39,11 @@ impl Transform {
         }
     }
 
-    fn apply(self, tensor: &Tensor) -> Result<Tensor> {
+    /// The tensor that is asked for, of the stored one.
+    ///
+    /// # Errors
+    /// If it has another shape than this expects.
+    pub fn apply(self, tensor: &Tensor) -> Result<Tensor> {
         let Some(shape) = self.shape(tensor.dims()) else {
             return Err(Error::invalid(format!("shape {:?} does not fit", tensor.dims())));
         };
@@ -49,6 +53,23 @@ impl Transform {
             Self::Rows { part, .. } => tensor.narrow(0, part * shape[0], shape[0])?.force_contiguous()?,
             Self::Transpose => tensor.t()?.contiguous()?,
             Self::Matrix => tensor.reshape(shape)?,
+        })
+    }
+
+    /// The stored tensor `whole` with `piece` in place of what [`Transform::apply`] takes out of it.
+    ///
+    /// # Errors
+    /// If the shapes do not belong together.
+    pub fn put_back(self, whole: &Tensor, piece: &Tensor) -> Result<Tensor> {
+        Ok(match self {
+            Self::Keep | Self::Matrix => piece.reshape(whole.shape())?,
+            Self::Transpose => piece.t()?.contiguous()?,
+            Self::Rows { part, of } => {
+                let rows = whole.dim(0)? / of.max(1);
+                let parts = (0..of)
+                    .map(|i| if i == part { Ok(piece.clone()) } else { whole.narrow(0, i * rows, rows) });
+                Tensor::cat(&parts.collect::<candle_core::Result<Vec<_>>>()?, 0)?
+            }
         })
     }
 }

@@ -77,32 +77,12 @@ impl<'a> SafetensorsWriter<'a> {
     }
 
     fn write_to(&self, out: &mut impl Write, metadata: &BTreeMap<String, String>) -> io::Result<()> {
-        let mut header = self.header(metadata).to_string().into_bytes();
-        // Eight-byte alignment of the data, as the reference writer does.
-        header.resize(header.len().next_multiple_of(8), b' ');
-        out.write_all(&(header.len() as u64).to_le_bytes())?;
-        out.write_all(&header)?;
+        let entries = self.tensors.iter().map(|(name, tensor)| (*name, tensor.dtype(), tensor.dims()));
+        out.write_all(&header_bytes(entries, metadata))?;
         self.each_tensor(|bytes| out.write_all(bytes).map_err(|e| Error::io("", e))).map_err(|e| match e {
             Error::Io { source, .. } => source,
             other => io::Error::other(other.to_string()),
         })
-    }
-
-    fn header(&self, metadata: &BTreeMap<String, String>) -> serde_json::Value {
-        let mut header = serde_json::Map::new();
-        if !metadata.is_empty() {
-            header.insert("__metadata__".into(), serde_json::json!(metadata));
-        }
-        let mut begin = 0;
-        for (name, tensor) in &self.tensors {
-            let end = begin + tensor.elem_count() * tensor.dtype().size_in_bytes();
-            let dtype = dtype_name(tensor.dtype()).unwrap_or_default();
-            let entry =
-                serde_json::json!({ "dtype": dtype, "shape": tensor.dims(), "data_offsets": [begin, end] });
-            header.insert((*name).into(), entry);
-            begin = end;
-        }
-        header.into()
     }
 
     fn each_tensor(&self, mut f: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
@@ -110,7 +90,34 @@ impl<'a> SafetensorsWriter<'a> {
     }
 }
 
-fn dtype_name(dtype: DType) -> Option<&'static str> {
+/// The beginning of a file: the header's length and the header, for tensors in the order they are written in.
+pub(super) fn header_bytes<'t>(
+    tensors: impl Iterator<Item = (&'t str, DType, &'t [usize])>,
+    metadata: &BTreeMap<String, String>,
+) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), serde_json::json!(metadata));
+    }
+    let mut begin = 0;
+    for (name, dtype, shape) in tensors {
+        let end = begin + shape.iter().product::<usize>() * dtype.size_in_bytes();
+        let entry = serde_json::json!({ "dtype": dtype_name(dtype).unwrap_or_default(), "shape": shape,
+            "data_offsets": [begin, end] });
+        header.insert(name.into(), entry);
+        begin = end;
+    }
+    framed(&serde_json::Value::from(header))
+}
+
+/// A header with its length before it, and spaces behind it up to eight-byte alignment, as the reference writer does.
+pub(super) fn framed(header: &serde_json::Value) -> Vec<u8> {
+    let mut text = header.to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    [&(text.len() as u64).to_le_bytes()[..], &text].concat()
+}
+
+pub(super) fn dtype_name(dtype: DType) -> Option<&'static str> {
     Some(match dtype {
         DType::U8 => "U8",
         DType::U32 => "U32",
@@ -125,7 +132,7 @@ fn dtype_name(dtype: DType) -> Option<&'static str> {
     })
 }
 
-fn little_endian_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
+pub(super) fn little_endian_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     let flat = tensor.to_device(&Device::Cpu)?.flatten_all()?;
     macro_rules! bytes {
         ($t:ty) => {
