@@ -30,6 +30,8 @@ pub enum Stage {
     Sample,
     /// Latents to pictures.
     Decode,
+    /// Layers of an adapter computed.
+    Layers,
     /// Files written.
     Save,
 }

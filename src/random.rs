@@ -37,6 +37,8 @@ pub enum Stream {
     Captions = 10,
     /// Crops and mirroring; index = sample count so far.
     Augment = 11,
+    /// What merging adapters drops and where a randomised decomposition starts; index = tensor number.
+    Merge = 12,
 }
 
 /// A generator positioned at the start of one (seed, stream, index).

@@ -4,16 +4,25 @@
 //! or listed with its reason, and nothing is guessed.
 
 pub mod attach;
+pub mod bake;
 pub mod blend;
 pub mod delta;
+mod eigen;
+pub mod extract;
 pub mod format;
 pub mod fuse;
+pub mod layers;
+pub mod merge;
 pub mod metadata;
 pub mod parts;
+pub mod privacy;
 pub mod report;
+pub mod resize;
 pub mod strength;
 pub mod survey;
+pub mod svd;
 pub mod train_init;
+pub mod truncate;
 
 use std::{collections::BTreeMap, path::Path};
 

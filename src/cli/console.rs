@@ -132,7 +132,8 @@ impl Console {
             && let Some((_, bar)) = self.bar.take()
         {
             bar.finish_and_clear();
-            if matches!(stage, Stage::Download | Stage::Cache | Stage::Train | Stage::Sample) {
+            if matches!(stage, Stage::Download | Stage::Cache | Stage::Train | Stage::Sample | Stage::Layers)
+            {
                 let elapsed = bar.elapsed().as_secs_f64();
                 self.note(&format!("{}: done in {elapsed:.1} s{}", name(stage), self.loss));
             }
@@ -204,6 +205,7 @@ fn name(stage: Stage) -> &'static str {
         Stage::Train => "training",
         Stage::Sample => "drawing",
         Stage::Decode => "decoding",
+        Stage::Layers => "computing layers",
         Stage::Save => "saving",
     }
 }
@@ -218,6 +220,7 @@ fn key(stage: Stage) -> &'static str {
         Stage::Train => "train",
         Stage::Sample => "sample",
         Stage::Decode => "decode",
+        Stage::Layers => "layers",
         Stage::Save => "save",
     }
 }

@@ -1,13 +1,20 @@
 //! The command line: one file a subcommand. The only place that prints, exits or knows clap.
 
+mod adapter_files;
+mod bake;
 mod console;
+mod convert;
 mod demo;
+mod extract;
 mod font;
 mod generate;
 mod inspect;
 mod loras;
+mod merge;
+mod metadata;
 mod models;
 mod recipe;
+mod resize;
 mod seed;
 mod setup;
 mod train;
@@ -45,6 +52,18 @@ enum Command {
     Train(Box<train::Args>),
     /// Draw pictures
     Generate(Box<generate::Args>),
+    /// Put several adapters into one file
+    Merge(merge::Args),
+    /// Put adapters into a model for good
+    Bake(bake::Args),
+    /// Make an adapter of the difference of two models
+    Extract(extract::Args),
+    /// Lower an adapter's rank
+    Resize(resize::Args),
+    /// Spell an adapter's names as another tool does
+    Convert(convert::Args),
+    /// Show and edit what a file says of itself
+    Metadata(metadata::Args),
     /// Say what an adapter's file holds
     Inspect(inspect::Args),
     /// List the models that are built in and cached, and how to get more
@@ -96,6 +115,12 @@ fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Demo(args) => demo::run(&args, context),
         Command::Train(args) => train::run(&args, context),
         Command::Generate(args) => generate::run(&args, context),
+        Command::Merge(args) => merge::run(&args, context),
+        Command::Bake(args) => bake::run(&args, context),
+        Command::Extract(args) => extract::run(&args, context),
+        Command::Metadata(args) => metadata::run(&args, context),
+        Command::Resize(args) => resize::run(&args, context),
+        Command::Convert(args) => convert::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Models(args) => models::run(&args, context),
     }

@@ -46,14 +46,21 @@ impl Pipeline {
 /// # Errors
 /// If it is missing or does not have the shapes its config says.
 pub fn unet(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<UNet2DConditionModel> {
-    let files = checkpoint.component(Component::Unet)?;
-    let config = match &files.config {
-        Some(json) => UNetConfig::from_json(json)?,
+    let store = checkpoint.component(Component::Unet)?.store;
+    UNet2DConditionModel::load(&Weights::new(store, dtype, device.clone()), &unet_config(checkpoint)?)
+}
+
+/// The denoising network's sizes: its own config's, or its family's.
+///
+/// # Errors
+/// If the config is malformed.
+pub(super) fn unet_config(checkpoint: &Checkpoint) -> Result<UNetConfig> {
+    match checkpoint.component(Component::Unet)?.config {
+        Some(json) => UNetConfig::from_json(&json),
         None => {
-            UNetConfig { in_channels: checkpoint.in_channels(), ..family::unet_config(checkpoint.family) }
+            Ok(UNetConfig { in_channels: checkpoint.in_channels(), ..family::unet_config(checkpoint.family) })
         }
-    };
-    UNet2DConditionModel::load(&Weights::new(files.store, dtype, device.clone()), &config)
+    }
 }
 
 /// The autoencoder of a checkpoint. SDXL's overflows in f16, so that f16 becomes f32 here.

@@ -1,9 +1,11 @@
 //! From a request to pictures: text encoders, denoising network and autoencoder of one model, put together.
 
 pub mod decode;
+pub mod export;
 pub mod generate;
 pub mod img2img;
 pub mod infotext;
+pub mod layers;
 pub mod load;
 pub mod request;
 pub mod text;

@@ -6,6 +6,7 @@
 
 mod assemble;
 mod comfy;
+mod fit;
 pub mod folder;
 pub mod kohya;
 pub mod names;
@@ -20,6 +21,7 @@ use std::{fmt, str::FromStr};
 
 use candle_core::DType;
 
+pub use fit::Fit;
 pub use names::NameTable;
 pub(crate) use read::read;
 pub(crate) use write::write;

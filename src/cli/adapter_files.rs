@@ -1,0 +1,154 @@
+//! What the subcommands that work on adapter files share: which model's layers they are for, reading, writing, what was
+//! lost.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use serde_json::json;
+
+use super::Context;
+use crate::{
+    adapter::{
+        Adapter, Dialect, LoadOptions, NameTable, SaveOptions,
+        format::folder,
+        layers::Progress,
+        resize::Cut,
+        truncate::{LayerLoss, total_error},
+    },
+    device::Precision,
+    error::{Error, Result},
+    pipeline::layers,
+    weights::{Checkpoint, ModelSource, OpenOptions},
+};
+
+/// Layers named when the losses are shown, the worst first.
+const SHOWN: usize = 5;
+
+/// Options of every subcommand that reads adapters and writes one.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct FileArgs {
+    /// The file to write
+    #[arg(long, short, value_name = "FILE")]
+    pub out: PathBuf,
+    /// The model the adapters are for, if it is not one of the known families: its layers are read, not its weights
+    #[arg(long, short, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// How names are spelled in the new file
+    #[arg(long, value_name = "DIALECT", default_value_t, value_parser = super::setup::hinted::<Dialect>)]
+    pub dialect: Dialect,
+    /// Leave keys out that fit nothing
+    #[arg(long)]
+    pub allow_unmatched: bool,
+}
+
+/// Opens a model's files.
+pub(super) fn open_checkpoint(name: &str, context: &mut Context) -> Result<Checkpoint> {
+    let options = OpenOptions { offline: context.global.offline, ..OpenOptions::default() };
+    ModelSource::parse(name)?.open(&options, &mut context.console, &context.cancel)
+}
+
+/// The layers the adapters of these files are for.
+pub(super) fn table(model: Option<&str>, inputs: &[&Path], context: &mut Context) -> Result<NameTable> {
+    if let Some(model) = model {
+        return layers::of_checkpoint(&open_checkpoint(model, context)?);
+    }
+    let files = inputs.iter().map(|path| folder::open(path)).collect::<Result<Vec<_>>>()?;
+    let (name, table) = layers::detect(&files)?;
+    context.console.note(&format!("for {name}"));
+    Ok(table)
+}
+
+/// Reads an adapter and says what was found.
+pub(super) fn load(
+    path: &Path,
+    table: &NameTable,
+    allow_unmatched: bool,
+    context: &Context,
+) -> Result<Adapter> {
+    let adapter = Adapter::load(path, table, &LoadOptions { allow_unmatched, ..LoadOptions::default() })?;
+    let report = &adapter.report;
+    for warning in report.warnings.iter().cloned().chain(report.unmatched.iter().map(ToString::to_string)) {
+        context.console.note(&format!("warning: {}: {warning}", path.display()));
+    }
+    Ok(adapter)
+}
+
+/// Writes an adapter and names the file on standard output.
+pub(super) fn save(adapter: &Adapter, args: &FileArgs, table: &NameTable, context: &Context) -> Result<()> {
+    context.cancel.check()?;
+    let options = SaveOptions { dialect: args.dialect, dtype: dtype(context) };
+    adapter.save(&args.out, table, &options)?;
+    let bytes = std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or_default();
+    let out = &args.out;
+    let line = json!({ "event": "saved", "path": out, "bytes": bytes, "layers": adapter.layers.len() });
+    context.console.result(&out.display().to_string(), &line);
+    Ok(())
+}
+
+/// What `--dtype` says of a file's numbers; `None` leaves it to the work.
+pub(super) fn dtype(context: &Context) -> Option<DType> {
+    match context.global.dtype? {
+        Precision::Auto => None,
+        Precision::F32 => Some(DType::F32),
+        Precision::F16 => Some(DType::F16),
+        Precision::Bf16 => Some(DType::BF16),
+    }
+}
+
+/// Refuses to write over what is read, also by another name or through a link.
+pub(super) fn refuse_overwriting<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
+    let Ok(real) = out.canonicalize() else { return Ok(()) };
+    let same = |input: &Path| {
+        input
+            .canonicalize()
+            .is_ok_and(|input| input == real || input.starts_with(&real) || real.starts_with(&input))
+    };
+    match inputs.into_iter().find(|input| same(input)) {
+        Some(input) => Err(Error::file(out, format!("is what is read ({})", input.display()))
+            .with_hint("choose another name with `--out`")),
+        None => Ok(()),
+    }
+}
+
+/// Runs with the console as the observer.
+pub(super) fn with_progress<R>(
+    context: &mut Context,
+    work: impl FnOnce(&mut Progress<'_>) -> Result<R>,
+) -> Result<R> {
+    let result = work(&mut Progress { observer: &mut context.console, cancel: &context.cancel });
+    context.console.close();
+    result
+}
+
+/// Says what was lost, in total and where most.
+pub(super) fn report_losses(cut: &Cut, every_layer: bool, context: &Context) {
+    let console = &context.console;
+    for (layer, algorithm) in &cut.kept {
+        console.note(&format!("warning: {layer} is {algorithm}, which is kept as it is"));
+    }
+    let total = total_error(&cut.losses);
+    let mut worst: Vec<&LayerLoss> = cut.losses.iter().filter(|l| l.error > 0.0).collect();
+    worst.sort_by(|a, b| b.relative().total_cmp(&a.relative()).then_with(|| a.layer.cmp(&b.layer)));
+    let shown: Vec<&LayerLoss> = if every_layer || console.is_json() {
+        cut.losses.iter().collect()
+    } else {
+        worst.into_iter().take(SHOWN).collect()
+    };
+    for loss in shown {
+        let (before, after) = loss.ranks;
+        let text = format!("  {:5.2} %  rank {before} → {after}  {}", 100.0 * loss.relative(), loss.layer);
+        let object = json!({ "event": "layer", "layer": loss.layer.to_string(), "rank_before": before,
+            "rank": after, "norm": loss.norm, "error": loss.error });
+        if console.is_json() { console.data(&object.to_string()) } else { console.note(&text) }
+    }
+    let ranks = cut.losses.iter().map(|l| l.ranks.1);
+    let (least, most) = (ranks.clone().min().unwrap_or_default(), ranks.max().unwrap_or_default());
+    let layers = cut.losses.len();
+    if console.is_json() {
+        let line = json!({ "event": "result", "layers": layers, "relative_error": total, "rank_min": least, "rank_max": most });
+        console.data(&line.to_string());
+    } else {
+        let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
+        console.note(&format!("{layers} layers, {ranks}, relative error {:.3} % in total", 100.0 * total));
+    }
+}
