@@ -257,6 +257,72 @@ fn an_oft_alpha_of_0_is_what_its_trainer_means() -> Result<()> {
     Ok(())
 }
 
+/// A file's bytes, for number formats that are read but not written.
+fn raw(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Vec<u8> {
+    let (mut header, mut data) = (serde_json::Map::new(), Vec::new());
+    for (suffix, dtype, shape, bytes) in tensors {
+        let offsets = [data.len(), data.len() + bytes.len()];
+        let entry = serde_json::json!({"dtype": dtype, "shape": shape, "data_offsets": offsets});
+        header.insert(format!("{MODULE}{suffix}"), entry);
+        data.extend(bytes);
+    }
+    let header = serde_json::Value::Object(header).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat()
+}
+
+fn load_raw(tensors: &[(&str, &str, &[usize], Vec<u8>)]) -> Result<Adapter> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("raw.safetensors");
+    std::fs::write(&path, raw(tensors)).expect("a writable folder");
+    Adapter::load(&path, &names(), &LoadOptions::default())
+}
+
+#[test]
+fn factors_and_settings_of_every_stored_format_are_read() -> Result<()> {
+    // 1, -2, 0.5, 4, 0, 1.5 in each.
+    let formats: [(&str, Vec<u8>); 6] = [
+        ("F8_E4M3", vec![0x38, 0xc0, 0x30, 0x48, 0x00, 0x3c]),
+        ("F8_E5M2", vec![0x3c, 0xc0, 0x38, 0x44, 0x00, 0x3e]),
+        (
+            "F16",
+            [0x3c00u16, 0xc000, 0x3800, 0x4400, 0, 0x3e00].iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+        (
+            "BF16",
+            [0x3f80u16, 0xc000, 0x3f00, 0x4080, 0, 0x3fc0].iter().flat_map(|x| x.to_le_bytes()).collect(),
+        ),
+        ("F32", [1f32, -2.0, 0.5, 4.0, 0.0, 1.5].iter().flat_map(|x| x.to_le_bytes()).collect()),
+        ("F64", [1f64, -2.0, 0.5, 4.0, 0.0, 1.5].iter().flat_map(|x| x.to_le_bytes()).collect()),
+    ];
+    let values = [1f32, -2.0, 0.5, 4.0, 0.0, 1.5];
+    let expected: Vec<f32> = values.iter().flat_map(|up| values.map(|down| 3.0 * up * down)).collect();
+    let three: [(&str, Vec<u8>); 4] = [
+        ("I64", 3i64.to_le_bytes().to_vec()),
+        ("U8", vec![3]),
+        ("I8", vec![3]),
+        ("U64", 3u64.to_le_bytes().to_vec()),
+    ];
+    for (i, (down_format, down)) in formats.iter().enumerate() {
+        // Two dtypes in one module.
+        let (up_format, up) = &formats[(i + 1) % formats.len()];
+        let (alpha_format, alpha) = &three[i % three.len()];
+        let adapter = load_raw(&[
+            (".lora_down.weight", down_format, &[1, 6], down.clone()),
+            (".lora_up.weight", up_format, &[6, 1], up.clone()),
+            (".alpha", alpha_format, &[], alpha.clone()),
+        ])?;
+        let found: Vec<f32> = only(&adapter).weight(LINEAR)?.flatten_all()?.to_vec1()?;
+        assert_eq!(found, expected, "{down_format} and {up_format}");
+    }
+    let skew = [0.5f32; 3].iter().flat_map(|x| x.to_le_bytes()).collect();
+    for (format, flag) in [("BOOL", vec![1]), ("F32", 1f32.to_le_bytes().to_vec())] {
+        let weight = (".oft_R.weight", "F32", &[3, 1][..], Vec::clone(&skew));
+        let adapter = load_raw(&[weight, (".oft_R.scaled_oft", format, &[], flag)])?;
+        assert!(matches!(only(&adapter), Delta::OftV2(oft) if oft.scaled));
+    }
+    Ok(())
+}
+
 #[test]
 fn a_rounded_alpha_is_not_written() -> Result<()> {
     let mut draw = Draw(800);
