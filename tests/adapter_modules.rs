@@ -20,6 +20,7 @@ fn names() -> NameTable {
     NameTable::from_shapes(BTreeMap::from([
         layer("down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q", LINEAR),
         layer("down_blocks.0.resnets.0.conv1", CONV),
+        layer("conv_in", &[6, 9, 3, 3]),
     ]))
 }
 
@@ -320,6 +321,21 @@ fn factors_and_settings_of_every_stored_format_are_read() -> Result<()> {
         let adapter = load_raw(&[weight, (".oft_R.scaled_oft", format, &[], flag)])?;
         assert!(matches!(only(&adapter), Delta::OftV2(oft) if oft.scaled));
     }
+    Ok(())
+}
+
+#[test]
+fn a_plain_models_adapter_leaves_an_inpainting_models_mask_alone() -> Result<()> {
+    let mut draw = Draw(900);
+    let (down, up) = (draw.tensor(&[2, 4, 3, 3])?, draw.tensor(&[6, 2, 1, 1])?);
+    let key = |suffix: &str| format!("lora_unet_conv_in{suffix}");
+    let tensors = [(key(".lora_down.weight"), &down), (key(".lora_up.weight"), &up)];
+    let adapter = load_keys(&tensors, &BTreeMap::new(), &LoadOptions::default())?;
+    let found = only(&adapter).weight(&[6, 9, 3, 3])?;
+    let latents = up.flatten_from(1)?.matmul(&down.flatten_from(1)?)?.reshape((6, 4, 3, 3))?;
+    let values = |t: &Tensor| -> Result<Vec<f32>> { Ok(t.flatten_all()?.to_vec1()?) };
+    assert!(difference(&values(&found.narrow(1, 0, 4)?)?, &values(&latents)?) < 1e-6);
+    assert!(values(&found.narrow(1, 4, 5)?)?.iter().all(|x| *x == 0.0));
     Ok(())
 }
 

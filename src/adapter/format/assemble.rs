@@ -17,7 +17,7 @@ use crate::{
         },
     },
     error::{Error, Result},
-    nn::LayerPath,
+    nn::{LayerPath, Part},
 };
 
 /// A parameter as found: its key and its tensor.
@@ -161,12 +161,22 @@ impl Module<'_> {
         }
         let (down, up, mid) = (self.need(Down)?, self.need(Up)?, self.take(Mid));
         let alpha = self.alpha(first_dim(&down)?, context)?;
-        let low_rank = LowRank { down, up, mid, alpha };
+        let low_rank = LowRank { down: self.for_inpainting(down)?, up, mid, alpha };
         let bias = match self.take(UpBias) {
             Some(bias) => Some((bias.to_dtype(DType::F32)? * low_rank.scale())?),
             None => return Ok(Delta::LowRank(low_rank)),
         };
         Ok(Delta::Beside(Beside { inner: Box::new(Delta::LowRank(low_rank)), residual: None, bias }))
+    }
+
+    /// A model for inpainting reads a mask and a masked picture after the latents: nothing an adapter of the plain model
+    /// knows about, so it changes nothing there.
+    fn for_inpainting(&self, down: Tensor) -> Result<Tensor> {
+        let plain = matches!(down.dims(), [_, 4, ..]) && self.shape.get(1) == Some(&9);
+        if plain && self.path.part == Part::Unet && self.path.name == "conv_in" {
+            return Ok(down.pad_with_zeros(1, 0, 5)?);
+        }
+        Ok(down)
     }
 
     fn loha(&mut self, context: &Context<'_>) -> Result<Delta> {
