@@ -1,6 +1,6 @@
 //! Blending at full size: the 192 layers kohya trains by default on SD 1.5's UNet, with random weights.
 //!
-//! `cargo bench --bench adapter`. Fusing one adapter of rank 16, then changing all strengths of ten live ones.
+//! `cargo bench --bench adapter`. Fusing adapters of rank 16, then changing all strengths of ten live ones.
 #![allow(clippy::print_stdout)]
 
 use std::{
@@ -12,7 +12,11 @@ use std::{
 use candle_core::{DType, Device, Tensor};
 use scumble::{
     Result,
-    adapter::{Adapter, Blend, Delta, Live, LowRank, Parts, Strength, attach, fuse},
+    adapter::{
+        Adapter, Blend, Delta, Live, LowRank, Parts, Strength, attach,
+        delta::{Dora, MagnitudeAxis},
+        fuse,
+    },
     nn::{Adaptable, LayerPath, Linear, Part, adaptable::Visitor},
     random::{Rng, Stream},
     weights::{MemoryStore, Weights},
@@ -87,6 +91,18 @@ fn adapter(seed: u64) -> Result<Arc<Adapter>> {
     Ok(Arc::new(Adapter { layers, ..Adapter::default() }))
 }
 
+/// The same with magnitudes, which makes the result depend on the weight.
+fn dora(of: &Adapter) -> Result<Arc<Adapter>> {
+    let layer = |(path, inner): (&LayerPath, &Delta)| {
+        let outputs = inner.tensors()?.iter().map(|(_, t)| t.elem_count() / RANK).next_back().unwrap_or(1);
+        let magnitude = Tensor::ones(outputs, DType::F32, &Device::Cpu)?;
+        let inner = Box::new(inner.clone());
+        Ok((path.clone(), Delta::Dora(Dora { inner, magnitude, axis: MagnitudeAxis::Output })))
+    };
+    let layers = of.layers.iter().map(layer).collect::<Result<_>>()?;
+    Ok(Arc::new(Adapter { layers, ..Adapter::default() }))
+}
+
 fn blend(count: u64) -> Result<Blend> {
     (1..=count).try_fold(Blend::new(), |blend, n| {
         Ok(blend.with(format!("style {n}"), adapter(n)?, Strength::uniform(0.5)))
@@ -121,6 +137,10 @@ fn main() -> Result<()> {
         print(&format!("fusing {count}"), fused);
         fuse::unfuse(&mut model)?;
     }
+    let style = dora(&*adapter(1)?)?;
+    let one = Blend::new().with("style", style, Strength::uniform(0.5));
+    print("fusing 1 with DoRA", time(5, |_| fuse::fuse(&one, &mut model))?);
+    fuse::unfuse(&mut model)?;
     let blend = blend(10)?;
     let mut live = Live::attach(&blend, &mut model)?;
     let changed = time(200, |run| {
