@@ -134,6 +134,9 @@ pub(super) fn report_losses(cut: &Cut, every_layer: bool, context: &Context) {
     } else {
         worst.into_iter().take(SHOWN).collect()
     };
+    if !every_layer && !shown.is_empty() && !console.is_json() {
+        console.note("most was lost on");
+    }
     for loss in shown {
         let (before, after) = loss.ranks;
         let text = format!("  {:5.2} %  rank {before} → {after}  {}", 100.0 * loss.relative(), loss.layer);
