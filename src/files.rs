@@ -1,11 +1,14 @@
 //! Writing files so that nobody ever sees half of one.
 
 use std::{
+    ffi::OsString,
     fs::{self, File},
     io::{BufWriter, ErrorKind, Write as _},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
 use crate::error::{Error, Result};
@@ -69,6 +72,50 @@ pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
 pub fn read_text(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     fs::read_to_string(path).map_err(|e| Error::io(path, e))
+}
+
+/// What tells that a file is still the one that was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Its length.
+    pub bytes: u64,
+    /// Nanoseconds since 1970.
+    pub modified: u64,
+}
+
+/// A file changed this recently may change again without its time showing it (FAT counts in two seconds).
+const SETTLED: Duration = Duration::from_secs(2);
+
+impl Stamp {
+    /// Of what a path leads to; `None` if that cannot be told.
+    pub fn of(path: impl AsRef<Path>) -> Option<Self> {
+        let metadata = fs::metadata(path).ok()?;
+        let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(Self { bytes: metadata.len(), modified: u64::try_from(modified.as_nanos()).ok()? })
+    }
+
+    /// False while the same stamp may come to stand for other bytes.
+    pub fn is_settled(self) -> bool {
+        let changed = UNIX_EPOCH + Duration::from_nanos(self.modified);
+        SystemTime::now().duration_since(changed).is_ok_and(|age| age > SETTLED)
+    }
+}
+
+/// Where the program keeps what it can compute again: `SCUMBLE_CACHE`, else `scumble` in the user's cache folder
+/// (`XDG_CACHE_HOME`, `~/.cache`).
+pub fn cache_folder() -> PathBuf {
+    variable("SCUMBLE_CACHE").map_or_else(|| user_cache().join("scumble"), PathBuf::from)
+}
+
+/// Where programs keep what they can get again.
+pub(crate) fn user_cache() -> PathBuf {
+    let home = || Some(std::env::home_dir()?.join(".cache"));
+    variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(std::env::temp_dir)
+}
+
+/// An environment variable that says something.
+pub(crate) fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 fn folder_of(path: &Path) -> &Path {

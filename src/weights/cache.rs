@@ -4,14 +4,14 @@
 //! The layout is hf-hub's. Where the cache is, is decided here: hf-hub does not read `HF_HUB_CACHE` and
 //! `XDG_CACHE_HOME`.
 
-use std::{
-    ffi::OsString,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use hf_hub::Repo;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files::{user_cache, variable},
+};
 
 /// The cache folder.
 #[derive(Debug, Clone)]
@@ -135,15 +135,4 @@ fn cached_model(repository: &Path, name: &str) -> Option<CachedModel> {
         partial |= blob.file_name().to_str().is_some_and(|n| n.ends_with(".incomplete"));
     }
     Some(CachedModel { id: name.replacen("--", "/", 1), size_bytes, snapshot: newest, partial })
-}
-
-/// Where programs keep what they can get again.
-pub(super) fn user_cache() -> PathBuf {
-    let home = || Some(std::env::home_dir()?.join(".cache"));
-    variable("XDG_CACHE_HOME").map(PathBuf::from).or_else(home).unwrap_or_else(std::env::temp_dir)
-}
-
-/// An environment variable that says something.
-pub(super) fn variable(name: &str) -> Option<OsString> {
-    std::env::var_os(name).filter(|value| !value.is_empty())
 }

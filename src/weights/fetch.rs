@@ -8,7 +8,7 @@ use std::{
 use serde::Deserialize;
 
 use super::{
-    cache::{self, HubCache},
+    cache::HubCache,
     diffusers::{self, DiffusersModel},
     download::{Client, Download},
     family::Component,
@@ -64,7 +64,7 @@ pub(super) fn fetch(
     cancel: &CancelToken,
 ) -> Result<PathBuf> {
     let Repository { id, revision } = repository;
-    let in_env = || cache::variable("HF_ENDPOINT").and_then(|v| v.into_string().ok());
+    let in_env = || files::variable("HF_ENDPOINT").and_then(|v| v.into_string().ok());
     let endpoint = options.endpoint.clone().or_else(in_env);
     let token = options.token.clone().or_else(HubCache::token_from_env);
     let client = Client::new(cache, endpoint.as_deref().unwrap_or(HUB), token)?;

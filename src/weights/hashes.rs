@@ -5,17 +5,18 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{cache, reader::SafetensorsFile};
-use crate::{error::Result, files, progress::CancelToken};
+use super::reader::SafetensorsFile;
+use crate::{
+    error::Result,
+    files::{self, Stamp},
+    progress::CancelToken,
+};
 
-/// A file that was changed this recently may change again without its time showing it (FAT counts in two seconds).
-const SETTLED: Duration = Duration::from_secs(2);
 /// A larger record is not ours.
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 /// Beyond this, entries of files that are gone are dropped.
@@ -32,9 +33,8 @@ pub struct HashCache {
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Entry {
-    bytes: u64,
-    /// Nanoseconds since 1970.
-    modified: u64,
+    #[serde(flatten)]
+    stamp: Stamp,
     sha256: String,
 }
 
@@ -44,10 +44,9 @@ impl HashCache {
         Self { path: folder.as_ref().join("hashes.json") }
     }
 
-    /// In `SCUMBLE_CACHE`, else in `scumble` in the user's cache folder (`XDG_CACHE_HOME`, `~/.cache`).
+    /// In [`files::cache_folder`].
     pub fn from_env() -> Self {
-        let set = cache::variable("SCUMBLE_CACHE").map(PathBuf::from);
-        Self::new(set.unwrap_or_else(|| cache::user_cache().join("scumble")))
+        Self::new(files::cache_folder())
     }
 
     /// The lower-case sha256 of a whole file.
@@ -62,17 +61,16 @@ impl HashCache {
         if let Some(hash) = named_by_hash(&path) {
             return Ok(hash);
         }
-        let (Some(key), Some((bytes, modified))) = (path.to_str(), stamp(&path)) else {
+        let (Some(key), Some(stamp)) = (path.to_str(), Stamp::of(&path)) else {
             return digest(file.file_bytes(), cancel);
         };
         let known = self.read().remove(key);
-        if let Some(entry) = known.filter(|entry| (entry.bytes, entry.modified) == (bytes, modified)) {
+        if let Some(entry) = known.filter(|entry| entry.stamp == stamp) {
             return Ok(entry.sha256);
         }
         let sha256 = digest(file.file_bytes(), cancel)?;
-        let age = SystemTime::now().duration_since(UNIX_EPOCH + Duration::from_nanos(modified));
-        if stamp(&path) == Some((bytes, modified)) && age.is_ok_and(|age| age > SETTLED) {
-            self.remember(key, Entry { bytes, modified, sha256: sha256.clone() });
+        if Stamp::of(&path) == Some(stamp) && stamp.is_settled() {
+            self.remember(key, Entry { stamp, sha256: sha256.clone() });
         }
         Ok(sha256)
     }
@@ -117,15 +115,10 @@ fn is_sha256(text: &str) -> bool {
     text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
-/// What tells that a file is still the same.
-fn stamp(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
-    Some((metadata.len(), u64::try_from(modified.as_nanos()).ok()?))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use candle_core::{Device, Tensor};
 
     use super::*;

@@ -7,14 +7,10 @@ use std::path::{Path, PathBuf};
 
 #[cfg(feature = "hub")]
 use super::fetch;
-use super::{
-    cache::{self, HubCache},
-    checkpoint::Checkpoint,
-    diffusers::DiffusersModel,
-    source::OpenOptions,
-};
+use super::{cache::HubCache, checkpoint::Checkpoint, diffusers::DiffusersModel, source::OpenOptions};
 use crate::{
     error::{Error, Result},
+    files,
     progress::{CancelToken, Observer},
 };
 
@@ -134,6 +130,6 @@ fn lone_checkpoint(folder: &Path) -> Result<PathBuf> {
 }
 
 fn offline(options: &OpenOptions) -> bool {
-    let set = cache::variable("HF_HUB_OFFLINE").unwrap_or_default().to_ascii_lowercase();
+    let set = files::variable("HF_HUB_OFFLINE").unwrap_or_default().to_ascii_lowercase();
     options.offline || ["1", "true", "yes", "on"].iter().any(|yes| set == *yes)
 }

@@ -5,6 +5,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +17,7 @@ pub use super::{
     header::{Entry, Header},
 };
 use super::{
+    header::MAX_HEADER_BYTES,
     sniff,
     store::{Store, TensorInfo},
 };
@@ -63,6 +65,28 @@ impl SafetensorsFile {
         open_file(path)?;
         let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         Self::new(path, Bytes::Memory(Cow::Owned(bytes)))
+    }
+
+    /// Reads a file's header and nothing else, whatever its size: tensors can be listed, and none can be read. For
+    /// looking through thousands of files, some of which may be changing.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn open_header(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let failed = |e| Error::io(path, e);
+        let mut file = open_file(path)?;
+        let file_bytes = file.metadata().map_err(failed)?.len();
+        let mut bytes = Vec::new();
+        file.by_ref().take(sniff::PREFIX_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
+        sniff::refuse_foreign(path, &bytes, file_bytes)?;
+        let claimed = bytes.first_chunk::<8>().map_or(0, |n| u64::from_le_bytes(*n));
+        // What claims more is refused below; nothing is allocated before it has been read.
+        let end = 8 + claimed.min(MAX_HEADER_BYTES);
+        file.take(end.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes).map_err(failed)?;
+        let header = Header::parse(path, &bytes, file_bytes)?;
+        bytes.truncate(header.data_start);
+        Ok(Self { path: path.to_path_buf(), bytes: Bytes::Memory(Cow::Owned(bytes)), header })
     }
 
     /// Takes a file's bytes; `origin` is what messages call it.
