@@ -32,6 +32,8 @@ pub enum Stage {
     Decode,
     /// Layers of an adapter computed.
     Layers,
+    /// Adapters' files looked at.
+    Adapters,
     /// Files written.
     Save,
 }

@@ -5,6 +5,7 @@ use std::fmt;
 use crate::{
     error::{Error, Result},
     nn::Part,
+    weights::Family,
 };
 
 /// The family an adapter or a model belongs to, told by the width its cross-attention reads: shapes do not lie,
@@ -44,6 +45,17 @@ impl Lineage {
             Self::Sdxl => "SDXL",
             Self::SdxlRefiner => "the SDXL refiner",
             Self::Other(_) => "another model",
+        }
+    }
+
+    /// As `--family` and configs name it. Other widths are of models like SD 1 with sizes of their own.
+    pub fn family(self) -> Family {
+        match self {
+            Self::Sd1 => Family::Sd1,
+            Self::Sd2 => Family::Sd2,
+            Self::Sdxl => Family::Sdxl,
+            Self::SdxlRefiner => Family::SdxlRefiner,
+            Self::Other(_) => Family::Mini,
         }
     }
 

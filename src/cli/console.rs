@@ -206,6 +206,7 @@ fn name(stage: Stage) -> &'static str {
         Stage::Sample => "drawing",
         Stage::Decode => "decoding",
         Stage::Layers => "computing layers",
+        Stage::Adapters => "reading adapters",
         Stage::Save => "saving",
     }
 }
@@ -221,6 +222,7 @@ fn key(stage: Stage) -> &'static str {
         Stage::Sample => "sample",
         Stage::Decode => "decode",
         Stage::Layers => "layers",
+        Stage::Adapters => "adapters",
         Stage::Save => "save",
     }
 }

@@ -1,79 +1,232 @@
-//! `scumble inspect`: what an adapter's file holds, from its header and its factors, without loading a model.
+//! `scumble inspect`: what an adapter's file holds, from its header, without loading a model.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-};
+use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Context;
-use crate::{adapter::metadata::FileHashes, error::Result, weights::reader::SafetensorsFile};
+use crate::{
+    adapter::{
+        Metadata, Survey, card,
+        format::folder,
+        metadata::FileHashes,
+        survey::{BlockSummary, BundledEmbedding, SurveyedModule},
+    },
+    error::Result,
+    weights::reader::{Entry, SafetensorsFile},
+};
+
+/// Tags that are shown.
+const TAGS: usize = 20;
+/// Names that are listed before "and so many more".
+const LISTED: usize = 5;
 
 /// Options of `inspect`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The adapter's file
-    pub file: PathBuf,
+    /// Adapters' files, or folders of PEFT's
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Leave the hashes out, for which the whole file is read
+    #[arg(long)]
+    pub no_hash: bool,
     /// Also list every tensor
     #[arg(long)]
     pub keys: bool,
+    /// Show every tag and every layer's rank and alpha
+    #[arg(long)]
+    pub full: bool,
 }
 
-pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
-    let console = &context.console;
-    let file = SafetensorsFile::open(&args.file)?;
-    let hashes = FileHashes::of(&file);
-    let names: Vec<&str> = file.names().collect();
-    let layers: BTreeSet<&str> = names.iter().filter_map(|n| Some(n.split_once('.')?.0)).collect();
-    if console.is_json() {
-        let line = json!({
-            "path": args.file, "bytes": file.file_bytes().len(), "auto_v2": hashes.auto_v2,
-            "auto_v3": hashes.auto_v3, "tensors": names, "metadata": file.metadata(),
-        });
-        console.data(&line.to_string());
-        return Ok(());
+pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
+    super::for_each_file(&args.files, context, |path, context| {
+        let console = &context.console;
+        let found = Findings::of(path, args)?;
+        if console.is_json() {
+            console.data(&found.as_json(args).to_string());
+        } else {
+            found.lines(args).iter().for_each(|line| console.data(line));
+        }
+        Ok(())
+    })
+}
+
+struct Findings<'a> {
+    path: &'a Path,
+    bytes: usize,
+    file: SafetensorsFile,
+    survey: Survey,
+    metadata: Metadata,
+    hashes: Option<FileHashes>,
+}
+
+impl<'a> Findings<'a> {
+    fn of(path: &'a Path, args: &Args) -> Result<Self> {
+        let file = folder::map(path)?;
+        Ok(Self {
+            path,
+            bytes: file.file_bytes().len(),
+            survey: Survey::of(&file).map_err(|e| e.context(path.display().to_string()))?,
+            metadata: Metadata(file.metadata().clone()),
+            // A folder is no file that a site could know by its hash.
+            hashes: (!args.no_hash && !path.is_dir()).then(|| FileHashes::of(&file)),
+            file,
+        })
     }
-    console.data(&args.file.display().to_string());
-    console.data(&format!("  size     {:.2} MB", file.file_bytes().len() as f64 / 1e6));
-    console.data(&format!("  hash     {} (file), {} (weights)", hashes.auto_v2, hashes.auto_v3));
-    console.data(&format!("  tensors  {}", names.len()));
-    console.data(&format!("  layers   {}", layers.len()));
-    for (what, key) in [
-        ("name", "ss_output_name"),
-        ("base", "ss_base_model_version"),
-        ("trained", "ss_sd_model_name"),
-        ("module", "ss_network_module"),
-        ("rank", "ss_network_dim"),
-        ("alpha", "ss_network_alpha"),
-        ("steps", "ss_steps"),
-        ("pictures", "ss_num_train_images"),
-        ("size", "ss_resolution"),
-        ("seed", "ss_seed"),
-    ] {
-        if let Some(value) = file.metadata().get(key) {
-            console.data(&format!("  {what:<8} {value}"));
+
+    fn lines(&self, args: &Args) -> Vec<String> {
+        let (survey, mut table) = (&self.survey, Table::default());
+        match survey.foreign {
+            Some(what) => table.add("belongs to", what),
+            None => table.add("family", &survey.family.to_string()),
+        }
+        table.add("dialect", &join(&survey.dialects));
+        table.add("algorithm", &counts(survey.algorithms()));
+        table.add("trained", &counts(survey.trained()));
+        let (dtypes, tensors) = (self.dtypes().join(", "), self.file.names().count());
+        table.add("size", &format!("{:.2} MB, {tensors} tensors, {dtypes}", self.bytes as f64 / 1e6));
+        if let Some(FileHashes { auto_v2, auto_v3 }) = &self.hashes {
+            table.add("hash", &format!("{auto_v2} (AutoV2, the file), {auto_v3} (AutoV3, the weights)"));
+        }
+        self.told(&mut table, args);
+        table.add("embeddings", &join(survey.embeddings.iter().map(embedding)));
+        for warning in &survey.warnings {
+            table.add("warning", warning);
+        }
+        if !survey.unknown.is_empty() {
+            table.add("unknown keys", &listed(&survey.unknown));
+        }
+        let mut lines = vec![self.path.display().to_string()];
+        lines.extend(table.0.iter().map(|(what, text)| format!("  {what:<12} {text}")));
+        lines.extend(blocks(&survey.blocks()));
+        if args.full {
+            let layer = |m: &SurveyedModule| {
+                format!("  {}  {}{}", m.name, m.algorithm, rank_and_alpha(m.rank, m.alpha))
+            };
+            lines.extend(survey.modules.iter().map(layer));
+        }
+        if args.keys {
+            let key = |(name, entry): (&String, &Entry)| {
+                format!("  {name}  {} {:?}", entry.dtype.name(), entry.shape)
+            };
+            lines.extend(self.file.header().tensors.iter().map(key));
+        }
+        lines
+    }
+
+    /// What the metadata say.
+    fn told(&self, table: &mut Table, args: &Args) {
+        let m = &self.metadata;
+        table.add("name", card::title(m).unwrap_or_default());
+        table.add("base model", &card::base_model(m).unwrap_or_default());
+        let trigger = card::trigger(m);
+        let words = trigger.words.join(", ");
+        let source = if trigger.stated { "" } else { " (in every caption)" };
+        table.add("trigger", &if words.is_empty() { words } else { format!("{words}{source}") });
+        let tags = card::tags(m);
+        let shown = tags.iter().take(if args.full { usize::MAX } else { TAGS });
+        let more = if args.full { 0 } else { tags.len().saturating_sub(TAGS) };
+        let more = if more > 0 { format!(", and {more} more") } else { String::new() };
+        let shown = shown.map(|(tag, count)| format!("{tag} ({count})"));
+        table.add("tags", &format!("{}{more}", join(shown)));
+        let recipe = card::recipe(m);
+        table.add("recipe", &join(recipe.iter().map(|(label, value)| format!("{label} {value}"))));
+    }
+
+    fn dtypes(&self) -> Vec<&'static str> {
+        let mut names: Vec<&str> = self.file.header().tensors.values().map(|e| e.dtype.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    fn as_json(&self, args: &Args) -> Value {
+        let (survey, m) = (&self.survey, &self.metadata);
+        let trigger = card::trigger(m);
+        let family = &survey.family;
+        let layer = |m: &SurveyedModule| {
+            json!({ "name": m.name, "block": m.block.to_string(), "kind": m.kind.to_string(),
+                "algorithm": m.algorithm, "rank": m.rank, "alpha": m.alpha })
+        };
+        let tensor = |(name, entry): (&String, &Entry)| json!({ "name": name, "dtype": entry.dtype.name(), "shape": entry.shape });
+        json!({
+            "path": self.path, "bytes": self.bytes,
+            "family": family.lineage.map(|l| l.family().name()), "family_evidence": family.evidence,
+            "belongs_to": survey.foreign, "dialects": survey.dialects, "algorithms": survey.algorithms(),
+            "trained": survey.trained().iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
+            "blocks": survey.blocks().iter().map(block_json).collect::<Vec<_>>(),
+            "layers": if args.full { json!(survey.modules.iter().map(layer).collect::<Vec<_>>()) } else { json!(survey.modules.len()) },
+            "auto_v2": self.hashes.as_ref().map(|h| &h.auto_v2), "auto_v3": self.hashes.as_ref().map(|h| &h.auto_v3),
+            "name": card::title(m), "base_model": card::base_model(m),
+            "trigger_words": trigger.words, "trigger_words_stated": trigger.stated, "tags": card::tags(m),
+            "recipe": card::recipe(m).into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<serde_json::Map<_, _>>(),
+            "embeddings": survey.embeddings.iter().map(|e| &e.name).collect::<Vec<_>>(),
+            "dtypes": self.dtypes(), "warnings": survey.warnings, "unknown_keys": survey.unknown,
+            "tensors": self.file.header().tensors.iter().map(tensor).collect::<Vec<_>>(), "metadata": m.0,
+        })
+    }
+}
+
+/// What and its text; what has none is left out.
+#[derive(Default)]
+struct Table(Vec<(&'static str, String)>);
+
+impl Table {
+    fn add(&mut self, what: &'static str, text: &str) {
+        if !text.is_empty() {
+            self.0.push((what, text.replace('\n', " ")));
         }
     }
-    let tags = tags(file.metadata());
-    if !tags.is_empty() {
-        console.data(&format!("  tags     {}", tags.join(", ")));
-    }
-    if args.keys {
-        names.iter().for_each(|name| console.data(&format!("  {name}")));
-    }
-    Ok(())
 }
 
-/// The ten tags most used in training: where trigger words are found.
-fn tags(metadata: &BTreeMap<String, String>) -> Vec<String> {
-    let text = metadata.get("ss_tag_frequency").map(String::as_str).unwrap_or_default();
-    let folders: BTreeMap<String, BTreeMap<String, u64>> = serde_json::from_str(text).unwrap_or_default();
-    let mut counts: BTreeMap<String, u64> = BTreeMap::new();
-    for (tag, count) in folders.into_values().flatten() {
-        *counts.entry(tag.trim().to_owned()).or_default() += count;
+fn join(items: impl IntoIterator<Item = impl ToString>) -> String {
+    items.into_iter().map(|item| item.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn counts(counts: impl IntoIterator<Item = (impl ToString, usize)>) -> String {
+    join(counts.into_iter().map(|(what, n)| format!("{} × {n}", what.to_string())))
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = join(names.iter().take(LISTED).map(|name| format!("`{name}`")));
+    let more = names.len().saturating_sub(LISTED);
+    if more > 0 { format!("{shown}, and {more} more") } else { shown }
+}
+
+fn embedding(e: &BundledEmbedding) -> String {
+    let shape = |(name, shape): &(String, Vec<usize>)| {
+        let sides: Vec<String> = shape.iter().map(ToString::to_string).collect();
+        format!("{name} {}", sides.join("×"))
+    };
+    format!("{} ({})", e.name, join(e.vectors.iter().map(shape)))
+}
+
+fn rank_and_alpha(rank: Option<usize>, alpha: Option<f64>) -> String {
+    let rank = rank.map(|r| format!(", rank {r}")).unwrap_or_default();
+    format!("{rank}{}", alpha.map(|a| format!(", alpha {a}")).unwrap_or_default())
+}
+
+/// Ranks and alphas, block by block.
+fn blocks(blocks: &[BlockSummary]) -> Vec<String> {
+    let row =
+        |b: &BlockSummary| [b.block.to_string(), b.modules.to_string(), range(&b.ranks), range(&b.alphas)];
+    let head = ["block", "layers", "rank", "alpha"].map(String::from);
+    let rows: Vec<[String; 4]> = std::iter::once(head).chain(blocks.iter().map(row)).collect();
+    let lines = rows
+        .iter()
+        .map(|[block, layers, rank, alpha]| format!("  {block:<6} {layers:>6}  {rank:<10} {alpha}"));
+    lines.map(|line| line.trim_end().to_string()).filter(|_| !blocks.is_empty()).collect()
+}
+
+/// Few values one by one, many from the least to the greatest.
+fn range<T: ToString>(sorted: &[T]) -> String {
+    match sorted {
+        [] => "-".into(),
+        [first, .., last] if sorted.len() > 4 => format!("{} to {}", first.to_string(), last.to_string()),
+        few => join(few.iter().map(ToString::to_string)),
     }
-    let mut counts: Vec<(String, u64)> = counts.into_iter().collect();
-    counts.sort_by(|a, b| b.1.cmp(&a.1).then(a.0.cmp(&b.0)));
-    counts.into_iter().take(10).map(|(tag, count)| format!("{tag} ({count})")).collect()
+}
+
+fn block_json(b: &BlockSummary) -> Value {
+    json!({ "block": b.block.to_string(), "layers": b.modules, "ranks": b.ranks, "alphas": b.alphas })
 }

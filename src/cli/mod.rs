@@ -2,6 +2,7 @@
 
 mod adapter_files;
 mod bake;
+mod check;
 mod console;
 mod convert;
 mod demo;
@@ -9,6 +10,7 @@ mod extract;
 mod font;
 mod generate;
 mod inspect;
+mod library;
 mod loras;
 mod merge;
 mod metadata;
@@ -19,7 +21,12 @@ mod seed;
 mod setup;
 mod train;
 
-use std::{ffi::OsString, io::Write as _, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::Write as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Parser, Subcommand};
 
@@ -64,8 +71,12 @@ enum Command {
     Convert(convert::Args),
     /// Show and edit what a file says of itself
     Metadata(metadata::Args),
-    /// Say what an adapter's file holds
+    /// Say what adapters' files hold
     Inspect(inspect::Args),
+    /// Prove that adapters fit a model, key by key, and say how much they change
+    Check(check::Args),
+    /// Search a folder of adapters, or find those like a given one
+    Library(library::Args),
     /// List the models that are built in and cached, and how to get more
     Models(models::Args),
 }
@@ -122,7 +133,37 @@ fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Resize(args) => resize::run(&args, context),
         Command::Convert(args) => convert::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
+        Command::Check(args) => check::run(&args, context),
+        Command::Library(args) => library::run(&args, context),
         Command::Models(args) => models::run(&args, context),
+    }
+}
+
+/// Runs something on each of some files: one that cannot be read does not keep the others from it.
+///
+/// # Errors
+/// The error of a file that is the only one; else, after all of them, how many failed.
+fn for_each_file(
+    files: &[PathBuf],
+    context: &mut Context,
+    mut work: impl FnMut(&Path, &mut Context) -> Result<()>,
+) -> Result<()> {
+    let mut failed = 0;
+    for path in files {
+        context.cancel.check()?;
+        match work(path, context) {
+            Err(e) if files.len() == 1 || e.is_cancelled() => return Err(e),
+            Err(e) => {
+                report(&e, &context.console);
+                failed += 1;
+            }
+            Ok(()) => {}
+        }
+    }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(Error::invalid(format!("{failed} of {} files failed", files.len())))
     }
 }
 

@@ -1,12 +1,17 @@
-//! A model's layers, their names and shapes, without its weights: what work on adapter files needs of a model.
+//! A model's layers without its networks: their names and shapes, and weights one at a time. What work on adapter
+//! files needs of a model.
+
+use std::sync::Arc;
+
+use candle_core::Tensor;
 
 use super::load;
 use crate::{
     adapter::{NameTable, Parts, format::Fit},
     error::{Error, Result},
     models::{ClipTextModel, UNet2DConditionModel, clip::ClipTextConfig, family, unet::UNetConfig},
-    nn::Part,
-    weights::{Checkpoint, Component, Family, embedded, reader::SafetensorsFile, record_shapes},
+    nn::{LayerPath, Part},
+    weights::{Checkpoint, Component, Family, Store, embedded, reader::SafetensorsFile, record_shapes},
 };
 
 /// The layers of the family's full-size model.
@@ -71,6 +76,41 @@ fn text_part(component: Component) -> Option<Part> {
         Component::TextEncoder => Some(Part::TextEncoder),
         Component::TextEncoder2 => Some(Part::TextEncoder2),
         Component::Unet | Component::Vae => None,
+    }
+}
+
+/// A model's weights by the layers they belong to: read one at a time, whatever the model's size.
+#[derive(Debug)]
+pub struct BaseWeights(Vec<(Part, Arc<dyn Store>)>);
+
+impl BaseWeights {
+    /// Of an opened model; nothing is read yet.
+    ///
+    /// # Errors
+    /// If a component is missing.
+    pub fn open(checkpoint: &Checkpoint) -> Result<Self> {
+        let mut stores = Vec::new();
+        for component in checkpoint.family.components() {
+            let part = match component {
+                Component::Unet => Some(Part::Unet),
+                other => text_part(*other),
+            };
+            if let Some(part) = part {
+                stores.push((part, checkpoint.component(*component)?.store));
+            }
+        }
+        Ok(Self(stores))
+    }
+
+    /// A layer's weight, on the CPU as stored.
+    ///
+    /// # Errors
+    /// If the model has no such layer, or it cannot be read.
+    pub fn get(&self, path: &LayerPath) -> Result<Tensor> {
+        match self.0.iter().find(|(part, _)| *part == path.part) {
+            Some((_, store)) => store.load(&format!("{}.weight", path.name)),
+            None => Err(Error::invalid(format!("the model has no `{path}`"))),
+        }
     }
 }
 

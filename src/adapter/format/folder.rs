@@ -26,12 +26,24 @@ const DIFFUSERS: &str = "pytorch_lora_weights.safetensors";
 /// # Errors
 /// If there is none, or a file in it is damaged.
 pub fn open(path: &Path) -> Result<SafetensorsFile> {
+    open_by(path, &|path| SafetensorsFile::read(path))
+}
+
+/// [`open`] for looking only: a single file is mapped, so that what is not looked at is not read.
+///
+/// # Errors
+/// As [`open`].
+pub fn map(path: &Path) -> Result<SafetensorsFile> {
+    open_by(path, &|path| SafetensorsFile::open(path))
+}
+
+fn open_by(path: &Path, single: &dyn Fn(&Path) -> Result<SafetensorsFile>) -> Result<SafetensorsFile> {
     let beside = path.parent().filter(|_| path.file_name().is_some_and(|name| name == WEIGHTS));
     if let Some(folder) = beside.filter(|folder| folder.join(CONFIG).is_file()) {
         return join(path, &[read_component(folder)?]);
     }
     if !path.is_dir() {
-        return SafetensorsFile::read(path);
+        return single(path);
     }
     if path.join(CONFIG).is_file() {
         return join(path, &[read_component(path)?]);
@@ -46,7 +58,7 @@ pub fn open(path: &Path) -> Result<SafetensorsFile> {
         return join(path, &components);
     }
     if path.join(DIFFUSERS).is_file() {
-        return SafetensorsFile::read(path.join(DIFFUSERS));
+        return single(&path.join(DIFFUSERS));
     }
     let message = format!("holds no adapter: there is neither `{CONFIG}` nor `{DIFFUSERS}`");
     Err(Error::file(path, message).with_hint("point to the adapter's `.safetensors` file"))

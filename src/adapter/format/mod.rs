@@ -23,7 +23,7 @@ use candle_core::DType;
 
 pub use fit::Fit;
 pub use names::NameTable;
-pub(crate) use read::read;
+pub(crate) use read::{read, report};
 pub(crate) use write::write;
 
 use crate::error::{Error, Result};

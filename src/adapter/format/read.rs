@@ -34,6 +34,14 @@ pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Res
     assemble(&file, table, options).map_err(|e| e.context(path.display().to_string()))
 }
 
+/// What of a file would be applied, however little that is: only a damaged file is refused.
+pub(crate) fn report(path: &Path, table: &NameTable) -> Result<LoadReport> {
+    let file = folder::open(path)?;
+    let sorted = Sorted::sort(&file, table, &Survey::of(&file)?)?;
+    let matched = sorted.groups.values().map(BTreeMap::len).sum();
+    Ok(LoadReport { matched, ..sorted.report() })
+}
+
 fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
     let metadata = Metadata(file.metadata().clone());
     let survey = Survey::of(file)?;
