@@ -270,8 +270,9 @@ fn same_bytes(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Res
     };
     for ((a_key, a), (b_key, b)) in a.iter().zip(b) {
         let factors = !a_key.ends_with(".alpha") && !a_key.ends_with(".on_input");
+        // A 1×1 convolution's factors may be matrices; diffusers and PEFT want the layer's own dimensions.
         if a_key != b_key
-            || a.dims() != b.dims()
+            || a.elem_count() != b.elem_count()
             || (factors && a.dtype() != b.dtype())
             || bits(a)? != bits(b)?
         {
@@ -297,9 +298,10 @@ fn conversions_return_what_they_were_given() -> Result<()> {
             let refused = algorithms.iter().any(|a| is_refused(dialect, a));
             if let Err(error) = original.save(&at, table, &SaveOptions { dialect, dtype: None }) {
                 let message = error.to_string();
-                let named = algorithms.iter().any(|a| message.contains(a));
+                let named = algorithms.iter().any(|a| message.contains(a.split(' ').next().unwrap_or(a)));
                 // Of these there are kinds that only some dialects know.
-                let has_kinds = algorithms.contains("IA³") || algorithms.contains("OFTv2");
+                let has_kinds =
+                    algorithms.iter().any(|a| ["IA³", "OFTv2"].contains(a) || a.starts_with("LoKr"));
                 let refused = refused || has_kinds || algorithms.len() > 1;
                 assert!(named && refused, "{}: {message}", fixture.name);
                 count[2] += 1;

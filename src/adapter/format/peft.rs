@@ -13,11 +13,6 @@ use crate::{
 /// The metadata entry that holds the configs.
 pub const CONFIG_KEY: &str = "lora_adapter_metadata";
 
-/// The module's name in a file.
-pub fn module_name(path: &LayerPath) -> String {
-    path.to_string()
-}
-
 /// The component's name, before its layers'.
 pub(super) fn component(part: Part) -> &'static str {
     part.name()

@@ -22,6 +22,16 @@ pub(super) struct Layer<'a> {
 }
 
 impl Layer<'_> {
+    /// The name today's transformers give it: they left the outer module's name away in the first text encoder, and
+    /// PEFT looks for exactly this. Older ones find their layers by the ends of names.
+    pub fn peft_name(&self) -> &str {
+        let name = self.path.name.as_str();
+        match self.path.part {
+            Part::TextEncoder => name.strip_prefix("text_model.").unwrap_or(name),
+            Part::Unet | Part::TextEncoder2 => name,
+        }
+    }
+
     /// True where Stable Diffusion's networks have none.
     pub fn has_no_bias(&self) -> bool {
         ["to_q", "to_k", "to_v"].iter().any(|end| self.path.name.ends_with(end))
@@ -38,7 +48,7 @@ type Stored = (&'static str, Tensor);
 pub(super) fn config(layers: &[Layer<'_>]) -> Result<Map<String, Value>> {
     let kinds = one(layers, "algorithms", |l| Ok(kind(l.delta)?.to_string()))?;
     let mut config = Map::new();
-    let names: Vec<&str> = layers.iter().map(|l| l.path.name.as_str()).collect();
+    let names: Vec<&str> = layers.iter().map(Layer::peft_name).collect();
     config.insert("peft_type".into(), json!(kinds));
     config.insert("target_modules".into(), json!(names));
     match kinds.as_str() {
@@ -57,11 +67,13 @@ pub(super) fn config(layers: &[Layer<'_>]) -> Result<Map<String, Value>> {
             ranks(&mut config, layers, "alpha");
             let tucker = layers.iter().any(|l| l.delta.algorithm().contains("Tucker"));
             config.insert("use_effective_conv2d".into(), json!(tucker));
-            kronecker(&mut config, layers);
+            if kinds == LOKR {
+                kronecker(&mut config, layers)?;
+            }
         }
         IA3 => {
             let on_input = |l: &&Layer<'_>| matches!(l.delta, Delta::Ia3(ia3) if ia3.on_input);
-            let inputs: Vec<&str> = layers.iter().filter(on_input).map(|l| l.path.name.as_str()).collect();
+            let inputs: Vec<&str> = layers.iter().filter(on_input).map(Layer::peft_name).collect();
             config.insert("feedforward_modules".into(), json!(inputs));
         }
         _ => rotations(&mut config, layers)?,
@@ -138,7 +150,7 @@ fn ranks(config: &mut Map<String, Value>, layers: &[Layer<'_>], alpha_name: &str
         (commonest(layers.iter().map(|l| of(l).0)), commonest(layers.iter().map(|l| of(l).1)));
     let pattern = |of: &dyn Fn(&Layer<'_>) -> f64, common: f64| -> Value {
         let others = layers.iter().filter(|l| of(l) != common);
-        others.map(|l| (l.path.name.clone(), number(of(l)))).collect()
+        others.map(|l| (l.peft_name().to_string(), number(of(l)))).collect()
     };
     config.insert("alpha_pattern".into(), pattern(&|l| of(l).1, alpha));
     config.insert(alpha_name.into(), number(alpha));
@@ -146,19 +158,71 @@ fn ranks(config: &mut Map<String, Value>, layers: &[Layer<'_>], alpha_name: &str
     config.insert("rank_pattern".into(), pattern(&|l| of(l).0, rank));
 }
 
-/// How PEFT shall split a layer's sizes into Kronecker factors.
-fn kronecker(config: &mut Map<String, Value>, layers: &[Layer<'_>]) {
-    let first = |l: &Layer<'_>| -> Option<(usize, bool)> {
-        let stored = l.delta.tensors().ok()?;
-        let of = |name: &str| stored.iter().find(|(suffix, _)| *suffix == name);
-        let whole = of(".lokr_w1");
-        Some((whole.or_else(|| of(".lokr_w1_a"))?.1.dims().first().copied()?, whole.is_none()))
+/// How PEFT shall split the layers' sizes into Kronecker factors: by one number for all, from which it works out each
+/// layer's factors and whether they are stored whole.
+fn kronecker(config: &mut Map<String, Value>, layers: &[Layer<'_>]) -> Result<()> {
+    let firsts: Vec<(&Layer<'_>, First)> =
+        layers.iter().filter_map(|l| Some((l, First::of(l.delta)?))).collect();
+    let both = firsts.iter().any(|(_, first)| !first.is_whole);
+    let fits = |factor: usize| firsts.iter().find(|(layer, first)| !first.fits(layer, factor, both));
+    let mut factors: Vec<usize> = firsts.iter().map(|(_, f)| f.outputs.max(f.inputs)).collect();
+    factors.sort_unstable();
+    factors.dedup();
+    let Some(factor) = factors.iter().rev().find(|factor| fits(**factor).is_none()) else {
+        let odd = factors.last().and_then(|factor| fits(*factor));
+        let odd = odd.map(|(layer, _)| layer.path.to_string()).unwrap_or_default();
+        return Err(Error::invalid(format!(
+            "{odd}: PEFT splits all layers of a LoKr by one rule, which this one was not split by"
+        )));
     };
-    let firsts: Vec<(usize, bool)> = layers.iter().filter_map(first).collect();
-    if let Some(factor) = firsts.iter().map(|(factor, _)| *factor).max() {
-        config.insert("decompose_factor".into(), json!(factor));
-        config.insert("decompose_both".into(), json!(firsts.iter().any(|(_, both)| *both)));
+    config.insert("decompose_factor".into(), json!(factor));
+    config.insert("decompose_both".into(), json!(both));
+    Ok(())
+}
+
+/// The first Kronecker factor's size, and how both are stored.
+struct First {
+    outputs: usize,
+    inputs: usize,
+    is_whole: bool,
+    second_is_whole: bool,
+    rank: Option<usize>,
+}
+
+impl First {
+    fn of(delta: &Delta) -> Option<Self> {
+        let stored = delta.tensors().ok()?;
+        let dims = |name: &str| stored.iter().find(|(suffix, _)| *suffix == name).map(|(_, t)| t.dims());
+        let (is_whole, second_is_whole) = (dims(".lokr_w1").is_some(), dims(".lokr_w2").is_some());
+        let outputs = *dims(".lokr_w1").or_else(|| dims(".lokr_w1_a"))?.first()?;
+        let inputs = *dims(".lokr_w1").or_else(|| dims(".lokr_w1_b"))?.get(1)?;
+        Some(Self { outputs, inputs, is_whole, second_is_whole, rank: delta.rank() })
     }
+
+    /// True if PEFT makes factors of just this kind at that setting.
+    fn fits(&self, layer: &Layer<'_>, factor: usize, both: bool) -> bool {
+        let (outputs, inputs) = (split(layer.shape[0], factor), split(layer.shape[1], factor));
+        let small = |size: usize| self.rank.is_some_and(|rank| 2 * rank < size);
+        (outputs.0, inputs.0) == (self.outputs, self.inputs)
+            && self.is_whole != (both && small(self.outputs.max(self.inputs)))
+            && self.second_is_whole != small(outputs.1.max(inputs.1))
+    }
+}
+
+/// A size as a product of two, the first no larger than about `factor`.
+fn split(size: usize, factor: usize) -> (usize, usize) {
+    if factor > 0 && size.is_multiple_of(factor) {
+        return (factor, size / factor);
+    }
+    let (mut m, mut n) = (1, size);
+    while m < n {
+        let Some(next) = (m + 1..=size).find(|m| size.is_multiple_of(*m)) else { break };
+        if next + size / next > 1 + size || next > factor {
+            break;
+        }
+        (m, n) = (next, size / next);
+    }
+    (m.min(n), m.max(n))
 }
 
 fn rotations(config: &mut Map<String, Value>, layers: &[Layer<'_>]) -> Result<()> {
@@ -205,7 +269,12 @@ pub(super) fn params(layer: &Layer<'_>) -> Result<Vec<Stored>> {
                 Some(branch) if low_rank.mid.is_some() => branch.down,
                 _ => low_rank.down.clone(),
             };
-            Ok(vec![(".lora_A.weight", down), (".lora_B.weight", low_rank.up.clone())])
+            // PEFT wants the layer's own number of dimensions; other files are less strict.
+            let rank = low_rank.rank();
+            let down_dims = [&[rank], &shape[1..]].concat();
+            let up_dims = [&[shape[0], rank], &vec![1; shape.len().saturating_sub(2)][..]].concat();
+            let up = low_rank.up.reshape(up_dims)?;
+            Ok(vec![(".lora_A.weight", down.reshape(down_dims)?), (".lora_B.weight", up)])
         }
         Delta::Dora(dora) => {
             let mut all = params(&Layer { delta: &dora.inner, ..*layer })?;

@@ -103,7 +103,7 @@ fn diffusers_tensors(layer: &Layer<'_>) -> Result<Vec<Named>> {
     if !peft_write::is_lora(layer.delta) {
         return Err(no_spelling("diffusers", layer.delta));
     }
-    let module = peft::module_name(layer.path);
+    let module = format!("{}.{}", component(layer.path.part), layer.peft_name());
     let params = peft_write::params(layer)?;
     Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
 }
@@ -155,7 +155,7 @@ fn write_folders(layers: &[Layer<'_>], path: &Path, dtype: Option<DType>, metada
             config.insert(name.into(), value);
         }
         let tensors = tensors(layers, dtype, &|layer| {
-            let module = format!("{}{}", folder::ROOT, layer.path.name);
+            let module = format!("{}{}", folder::ROOT, layer.peft_name());
             let params = peft_write::params(layer)?;
             Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
         });
