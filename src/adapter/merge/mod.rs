@@ -26,7 +26,7 @@ pub(crate) use record::{ingredients, record_ranks};
 /// How adapters become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
-#[allow(missing_docs, reason = "PEFT's names, explained on `Method::plan`")]
+#[allow(missing_docs, reason = "PEFT's names, explained in its `add_weighted_adapter`")]
 pub enum Method {
     /// Exact: factors side by side, ranks add up.
     #[default]
