@@ -84,7 +84,9 @@ def main():
     args = parser.parse_args()
     with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "words.txt"), encoding="utf-8") as file:
         text = file.read()
-    make_tokenizer(args.data, text, f"{args.out}/tokenizer")
+    # A tokenizer that is there is kept: the trainer breaks ties between merges differently from run to run.
+    if not os.path.exists(f"{args.out}/tokenizer/vocab.json"):
+        make_tokenizer(args.data, text, f"{args.out}/tokenizer")
     tokenizer = load_tokenizer(f"{args.out}/tokenizer")
     known = {w for name in (*SUBJECTS, *STYLES, *COLOURS) for w in name.split()}
     words = [w for w in text.split() if w not in known]

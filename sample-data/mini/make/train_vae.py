@@ -88,7 +88,7 @@ def main():
     torch.manual_seed(args.seed)
     vae = new_vae()
     linear_start(vae)
-    vae = vae.to(args.device)
+    vae = vae.to(args.device, memory_format=torch.channels_last)
     opt = torch.optim.AdamW(vae.parameters(), 2e-3, betas=(0.9, 0.98), weight_decay=0)
     step, clock = 0, 0.0
     if args.resume and os.path.exists(path):
@@ -104,7 +104,7 @@ def main():
         opt.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * part) + 0.01)
         side = 32 if part < 0.45 else 64 if part < 0.75 else 128
         count = args.batch * (128 // side) ** 2 // (2 if side == 32 else 1)
-        x = pictures.batch(count, side).to(args.device)
+        x = pictures.batch(count, side).to(args.device, memory_format=torch.channels_last)
         with torch.autocast("cuda", torch.bfloat16, enabled=args.device == "cuda"):
             loss, l1, kl = losses(vae, x, min(1, step / 500), max(0, 2 - 6 * part))
         loss.backward()
