@@ -110,8 +110,11 @@ fn inspect_reads_folders_of_pefts() {
     fs::write(root.join("style/adapter_config.json"), config).unwrap();
     let found = &json(root, &["inspect", "style", "--full"])[0];
     assert_eq!((found["family"].as_str(), found["layers"][0]["alpha"].as_f64()), (Some("sd2"), Some(2.0)));
+    fs::create_dir(root.join("style/unet")).unwrap();
+    fs::copy(root.join("style/adapter_model.safetensors"), root.join("style/unet/adapter_model.safetensors"))
+        .unwrap();
     let listed = json(root, &["library", "."]);
-    assert_eq!((names(&listed), listed[0]["family"].as_str()), (vec!["style"], Some("sd2")));
+    assert_eq!((names(&listed), listed[0]["family"].as_str()), (vec!["style", "style/unet"], Some("sd2")));
 }
 
 /// What a layer's change is must follow from the files alone.
@@ -162,6 +165,9 @@ fn check_names_what_does_not_fit() {
     check("xl.safetensors")
         .code(1)
         .stdout(contains("was trained for SDXL").and(contains("the model is SD 1.x")));
+
+    let refused = &json(root, &["check", "xl.safetensors", "--family", "sd1"])[0];
+    assert_eq!((&refused["applied"], &refused["coverage"]), (&0.into(), &0.0.into()));
 
     let lines = json(root, &["check", "good.safetensors", "typo.safetensors", "--family", "sd1"]);
     assert_eq!((&lines[0]["passed"], &lines[1]["passed"]), (&true.into(), &false.into()));

@@ -69,6 +69,11 @@ impl Check {
         Ok(Self { report, adapter })
     }
 
+    /// The share of the file's keys that would be applied, 0 to 1: none of a file that is refused.
+    pub fn coverage(&self) -> f64 {
+        if self.adapter.is_ok() { self.report.coverage() } else { 0.0 }
+    }
+
     /// True if all of it would be applied.
     pub fn passed(&self) -> bool {
         self.adapter.is_ok() && self.report.unmatched.is_empty()

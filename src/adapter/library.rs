@@ -4,6 +4,7 @@ mod index;
 
 use std::{
     collections::{BTreeMap, HashSet},
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
     str::FromStr,
@@ -16,6 +17,7 @@ use super::{Metadata, Survey, card};
 use crate::{
     error::{Error, Result},
     files::Stamp,
+    nn::Part,
     progress::{CancelToken, Event, Observer, Stage},
     weights::{Family, reader::SafetensorsFile},
 };
@@ -28,8 +30,8 @@ const CHUNK: usize = 64;
 const TAGS: usize = 200;
 /// Metadata values up to this length can be searched; longer ones are tables and pictures.
 const SEARCHED_BYTES: usize = 400;
-/// PEFT's name for every adapter's file; the folder has the adapter's name.
-const PEFT_FILE: &str = "adapter_model.safetensors";
+/// PEFT's and diffusers' names for every adapter's file; the folder has the adapter's name.
+const SAME_NAMES: [&str; 2] = ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"];
 
 /// The adapters of a folder.
 #[derive(Debug, Clone, Default)]
@@ -303,8 +305,13 @@ fn relative<'a>(path: &'a Path, root: &Path) -> &'a Path {
 }
 
 fn name(path: &Path) -> String {
-    let folder = || path.parent()?.file_name();
-    let whole_folder = path.file_name().is_some_and(|file| file == PEFT_FILE);
-    let name = if whole_folder { folder() } else { path.file_stem() };
-    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    let text = |name: Option<&OsStr>| name.map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let folder = path.parent().filter(|_| SAME_NAMES.iter().any(|same| path.ends_with(same)));
+    let Some(folder) = folder else { return text(path.file_stem()) };
+    // PEFT's have a folder for each component inside the adapter's.
+    let is_component = Part::ALL.iter().any(|part| folder.ends_with(part.name()));
+    match folder.parent().filter(|_| is_component) {
+        Some(outer) => format!("{}/{}", text(outer.file_name()), text(folder.file_name())),
+        None => text(folder.file_name()),
+    }
 }

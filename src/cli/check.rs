@@ -98,10 +98,12 @@ fn check_file(path: &Path, base: Option<&Base>, args: &Args, context: &mut Conte
 fn lines(path: &Path, check: &Check, changes: Option<&[LayerChange]>, all: bool) -> Vec<String> {
     let (report, shown) = (&check.report, if all { usize::MAX } else { LISTED });
     let total = report.matched + report.unmatched.len();
+    // Of a file that is refused nothing is applied, whatever its names.
+    let done = if check.adapter.is_ok() { "applied" } else { "named as layers of the model" };
     let percent = 100.0 * report.coverage();
     let mut lines = vec![
         path.display().to_string(),
-        format!("  {}, {} of {total} keys applied ({percent:.1} %)", report.dialect, report.matched),
+        format!("  {}, {} of {total} keys {done} ({percent:.1} %)", report.dialect, report.matched),
     ];
     if let Err(e) = &check.adapter {
         // What is behind the first line is the list below.
@@ -146,7 +148,7 @@ fn as_json(path: &Path, check: &Check, changes: Option<&[LayerChange]>) -> Value
     };
     json!({
         "event": "check", "path": path, "passed": check.passed(), "dialect": report.dialect,
-        "applied": report.matched, "coverage": report.coverage(),
+        "applied": if check.adapter.is_ok() { report.matched } else { 0 }, "coverage": check.coverage(),
         "layers": check.adapter.as_ref().map(|a| a.layers.len()).unwrap_or_default(),
         "refused": check.adapter.as_ref().err().map(ToString::to_string), "warnings": report.warnings,
         "unmatched": report.unmatched.iter().map(|u| json!({ "key": u.key, "reason": u.reason.to_string() })).collect::<Vec<_>>(),
