@@ -115,6 +115,7 @@ fn inspect_reads_folders_of_pefts() {
         .unwrap();
     let listed = json(root, &["library", "."]);
     assert_eq!((names(&listed), listed[0]["family"].as_str()), (vec!["style", "style/unet"], Some("sd2")));
+    assert_eq!(names(&json(root, &["library", ".", "--similar", "style"])), ["style", "style/unet"]);
 }
 
 /// What a layer's change is must follow from the files alone.

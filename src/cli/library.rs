@@ -9,13 +9,14 @@ use super::{Context, adapter_files, setup};
 use crate::{
     adapter::{
         Adapter, LoadOptions, NameTable,
+        format::folder,
         library::{Card, Entry, Library, SortBy},
         similarity::{Profile, Similarity},
     },
     error::{Error, Result},
     files,
     progress::{Event, Observer as _, Stage},
-    weights::{Family, reader::SafetensorsFile},
+    weights::Family,
 };
 
 /// Trigger words are cut to this many characters in a list.
@@ -166,7 +167,7 @@ fn similar(file: &Path, library: &Library, args: &Args, context: &mut Context) -
             "none of its layers is a product of factors, so there is nothing to compare",
         ));
     }
-    let family = Card::of(&SafetensorsFile::open_header(file)?)?.family;
+    let family = Card::of(&folder::map(file)?)?.family;
     let same: Vec<&Entry> =
         library.entries.iter().filter(|e| e.content.is_ok() && e.family() == family).collect();
     let others = library.entries.len() - same.len();
