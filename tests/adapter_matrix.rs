@@ -330,6 +330,21 @@ fn conversions_return_what_they_were_given() -> Result<()> {
     Ok(())
 }
 
+/// LyCORIS' rank-stabilised GLoRA stores alpha unscaled and says so in its metadata; what we write is scaled already.
+#[test]
+fn alphas_are_not_scaled_twice() -> Result<()> {
+    let matrix = Matrix::load()?;
+    let fixture = matrix.fixtures().find(|f| f.name == "sd1_lycoris-glora").expect("a fixture");
+    let (table, scratch) = (matrix.table(&fixture), tempfile::tempdir().expect("a temporary folder"));
+    let mut adapter = Adapter::load(fixture.path(), table, &LoadOptions::default())?;
+    adapter.metadata.set("ss_network_args", r#"{"algo":"glora","rs_lora":"True"}"#);
+    adapter.save(scratch.path().join("a"), table, &SaveOptions::default())?;
+    let back = Adapter::load(scratch.path().join("a"), table, &LoadOptions::default())?;
+    assert!(same_bytes(&all_tensors(&adapter)?, &all_tensors(&back)?)?);
+    assert_eq!(back.metadata.get("ss_network_args"), Some(r#"{"algo":"glora"}"#));
+    Ok(())
+}
+
 /// kohya's own networks of the real sizes, not only the tiny ones here: each name it gives is the one we write.
 #[test]
 fn names_of_real_models_are_kohyas() -> Result<()> {

@@ -63,6 +63,16 @@ impl Metadata {
         }
     }
 
+    /// Drops the one training argument that changes how alphas are read (of rank-stabilised `GLoRA`): alphas of what was
+    /// read are already what they mean.
+    pub(crate) fn forget_rank_stabilised(&mut self) {
+        let arguments = self.get("ss_network_args").and_then(|text| serde_json::from_str(text).ok());
+        let Some(serde_json::Value::Object(mut arguments)) = arguments else { return };
+        if arguments.remove("rs_lora").is_some() {
+            self.set("ss_network_args", serde_json::Value::Object(arguments));
+        }
+    }
+
     /// Records the hash of the tensor bytes, in the two places readers look.
     pub(crate) fn set_hash(&mut self, sha256: &str) {
         self.set("sshs_model_hash", sha256);

@@ -29,6 +29,9 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
     };
     let mut metadata = adapter.metadata.clone();
     metadata.0.remove(peft::CONFIG_KEY);
+    if adapter.layers.values().any(|delta| matches!(delta, Delta::Glora(_))) {
+        metadata.forget_rank_stabilised();
+    }
     match options.dialect {
         Dialect::Peft => write_folders(&layers, path, options.dtype, &metadata),
         Dialect::Diffusers => {
