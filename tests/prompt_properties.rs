@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use proptest::prelude::*;
 use scumble::prompt::chunks::{self, Chunks, ROW_LENGTH};
 use scumble::prompt::weighting::{Segment, escape, parse, plain};
-use scumble::prompt::{Tokenizer, tags};
+use scumble::prompt::{EmbeddingNames, Tokenizer, tags};
 
 /// Loading takes longer than all cases together.
 fn tokenizer() -> Option<&'static Tokenizer> {
@@ -15,7 +15,7 @@ fn tokenizer() -> Option<&'static Tokenizer> {
 
 fn rows(segments: &[Segment]) -> Option<(&'static Tokenizer, Chunks)> {
     let tokenizer = tokenizer()?;
-    Some((tokenizer, chunks::chunk(segments, tokenizer).ok()?))
+    Some((tokenizer, chunks::chunk(segments, tokenizer, &EmbeddingNames::default()).ok()?))
 }
 
 /// The ids between each row's start and its first end token.

@@ -10,6 +10,7 @@ pub mod card;
 pub mod check;
 pub mod delta;
 mod eigen;
+pub mod embedding;
 pub mod extract;
 pub mod format;
 pub mod fuse;
@@ -28,11 +29,12 @@ pub mod svd;
 pub mod train_init;
 pub mod truncate;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 pub use attach::Live;
 pub use blend::{Blend, BlendEntry};
 pub use delta::{Branch, Delta, Full, LowRank};
+pub use embedding::Embedding;
 pub use format::{Dialect, LoadOptions, NameTable, SaveOptions};
 pub use metadata::{Metadata, TrainingRecord};
 pub use parts::Parts;
@@ -48,6 +50,8 @@ use crate::{error::Result, nn::LayerPath};
 pub struct Adapter {
     /// What changes where. Tensors are on the CPU, in the dtype and shape of the file.
     pub layers: BTreeMap<LayerPath, Delta>,
+    /// Words that came in the same file, with the vectors they stand for in prompts.
+    pub embeddings: Vec<Arc<Embedding>>,
     /// What the file says of itself.
     pub metadata: Metadata,
     /// What of the file was applied, and what not and why.

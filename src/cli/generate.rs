@@ -6,7 +6,7 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{
-    Context,
+    Context, embeddings,
     loras::{self, LoraArg},
     recipe, setup,
 };
@@ -37,6 +37,9 @@ pub(super) struct Args {
     /// Where the styles named in prompts lie, as often as you like
     #[arg(long, value_name = "FOLDER")]
     pub lora_dir: Vec<PathBuf>,
+    /// A word with trained vectors (textual inversion), or a folder of them; prompts call it by the file's name
+    #[arg(long, value_name = "FILE|FOLDER")]
+    pub embedding: Vec<PathBuf>,
     /// Use a style of which some keys fit nothing
     #[arg(long)]
     pub allow_unmatched: bool,
@@ -104,13 +107,14 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
              the result will differ"
         ));
     }
+    let words = embeddings::apply(&plan.embeddings, &plan.request, &mut pipeline, context)?;
     let used = loras::apply(&plan.loras, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
     let mut number = next_number(&args.out);
     let mut made = Vec::new();
     let Context { console, cancel, .. } = context;
     let mut save = |picture: Generated, _: &mut dyn Observer| {
-        let recipe = plan.recipe(picture.seed, size_px, &used, model_hash.clone());
+        let recipe = plan.recipe(picture.seed, size_px, &used, &words, model_hash.clone());
         let path = args.out.join(format!("{number:05}-{}.png", picture.seed));
         infotext::write_png(&path, &picture.image, &recipe)?;
         number += 1;

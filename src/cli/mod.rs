@@ -6,6 +6,7 @@ mod check;
 mod console;
 mod convert;
 mod demo;
+mod embeddings;
 mod extract;
 mod font;
 mod generate;

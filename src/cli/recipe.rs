@@ -2,12 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Context, generate::Args, loras::Wanted, seed};
+use super::{Context, embeddings, generate::Args, loras::Wanted, seed};
 use crate::{
     error::{Error, Result},
     pipeline::{
         GenerateRequest, InitImage,
-        infotext::{self, LoraUse, Recipe},
+        infotext::{self, EmbeddingUse, LoraUse, Recipe},
     },
     prompt::tags,
 };
@@ -25,6 +25,7 @@ pub(super) struct Plan {
     /// The model's hash in the recipe that is repeated.
     pub model_hash: Option<String>,
     pub loras: Wanted,
+    pub embeddings: embeddings::Wanted,
     init: Option<PathBuf>,
 }
 
@@ -59,11 +60,32 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     folders.extend(args.from.as_deref().and_then(Path::parent).map(folder_or_here));
     folders.extend([PathBuf::from("."), PathBuf::from("loras"), args.out.clone()]);
     let loras = Wanted { files: args.lora.clone(), named, folders, allow_unmatched: args.allow_unmatched };
+    let embeddings = embeddings(args, &recipe, &request);
     if args.from.is_some() && args.model.is_none() && recipe.model.is_none() {
         context.console.note("warning: the recipe names no model; `mini` is used");
     }
     let model = args.model.clone().or_else(|| recipe.model.clone()).unwrap_or_else(|| "mini".into());
-    Ok(Plan { request, model, model_hash: recipe.model_hash.filter(|_| args.model.is_none()), loras, init })
+    Ok(Plan {
+        request,
+        model,
+        model_hash: recipe.model_hash.filter(|_| args.model.is_none()),
+        loras,
+        embeddings,
+        init,
+    })
+}
+
+/// Of a recipe's embeddings those whose names are in the prompts, whether these are the recipe's or not.
+fn embeddings(args: &Args, recipe: &Recipe, request: &GenerateRequest) -> embeddings::Wanted {
+    let mut folders: Vec<PathBuf> =
+        args.from.as_deref().and_then(Path::parent).map(folder_or_here).into_iter().collect();
+    folders.extend([PathBuf::from("."), PathBuf::from("embeddings")]);
+    // In a recipe's list names have no commas and colons.
+    let plain = |text: &str| text.replace([',', ':'], "").to_lowercase();
+    let prompts = [plain(&request.prompt), plain(&request.negative)];
+    let called = |word: &&EmbeddingUse| prompts.iter().any(|prompt| prompt.contains(&plain(&word.name)));
+    let named = recipe.embeddings.iter().filter(called).cloned().collect();
+    embeddings::Wanted { given: args.embedding.clone(), named, folders }
 }
 
 fn request(args: &Args, recipe: &Recipe) -> Result<GenerateRequest> {
@@ -98,6 +120,7 @@ impl Plan {
         seed: u64,
         size_px: (usize, usize),
         loras: &[LoraUse],
+        embeddings: &[EmbeddingUse],
         model_hash: Option<String>,
     ) -> Recipe {
         let request = &self.request;
@@ -116,6 +139,7 @@ impl Plan {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative.clone(),
             loras: loras.to_vec(),
+            embeddings: embeddings.to_vec(),
             steps: Some(request.steps),
             sampler: Some(request.sampler.to_string()),
             schedule: Some(request.schedule.to_string()),

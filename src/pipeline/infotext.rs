@@ -34,6 +34,8 @@ pub struct Recipe {
     pub negative_prompt: String,
     /// The adapters, in order. Written as tags at the end of the prompt.
     pub loras: Vec<LoraUse>,
+    /// The textual inversions that prompts call, but for those adapters bring.
+    pub embeddings: Vec<EmbeddingUse>,
     /// Sampling steps.
     pub steps: Option<usize>,
     /// The sampler by this program's name (`dpmpp_2m`) if it has one, else as found.
@@ -69,6 +71,22 @@ pub struct LoraUse {
     pub tag: LoraTag,
     /// The first 12 hexadecimal digits of its content hash.
     pub hash: Option<String>,
+}
+
+/// A textual inversion as it was used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbeddingUse {
+    /// Its word in prompts; read from a recipe, without `,` and `:`.
+    pub name: String,
+    /// The first 12 hexadecimal digits of its file's SHA-256.
+    pub hash: Option<String>,
+}
+
+impl EmbeddingUse {
+    /// True if a recipe calls a file of this stem so.
+    pub fn is_called(&self, stem: &str) -> bool {
+        pairs::plain_name(&self.name).to_lowercase() == pairs::plain_name(stem).to_lowercase()
+    }
 }
 
 impl Recipe {
@@ -134,6 +152,8 @@ impl Recipe {
     fn pairs(&self) -> Vec<(&str, String)> {
         let hashes: Vec<(&str, &str)> =
             self.loras.iter().filter_map(|l| Some((l.tag.name.as_str(), l.hash.as_deref()?))).collect();
+        let words: Vec<(&str, &str)> =
+            self.embeddings.iter().filter_map(|e| Some((e.name.as_str(), e.hash.as_deref()?))).collect();
         let known = [
             ("Steps", self.steps.map(|v| v.to_string())),
             ("Sampler", self.sampler.as_deref().map(names::sampler_label)),
@@ -149,6 +169,7 @@ impl Recipe {
         ];
         let last = [
             ("Lora hashes", Some(pairs::write_hashes(&hashes)).filter(|h| !h.is_empty())),
+            ("TI hashes", Some(pairs::write_hashes(&words)).filter(|h| !h.is_empty())),
             ("Version", self.version.clone()),
         ];
         let other = self.other.iter().map(|(k, v)| (k.as_str(), Some(v.clone())));
@@ -171,6 +192,7 @@ impl Recipe {
             "Eta" => put(&mut self.eta, number(&value)),
             "Version" => put(&mut self.version, Some(value.clone())),
             "Lora hashes" => self.set_hashes(&value),
+            "TI hashes" => self.set_embeddings(&value),
             EXACT => replace(&mut self.prompt, &value),
             EXACT_NEGATIVE => replace(&mut self.negative_prompt, &value),
             _ => false,
@@ -191,6 +213,13 @@ impl Recipe {
             }
         }
         used
+    }
+
+    /// True if the list names some.
+    fn set_embeddings(&mut self, list: &str) -> bool {
+        let found = pairs::parse_hashes(list).into_iter().filter(|(name, _)| !name.is_empty());
+        self.embeddings.extend(found.map(|(name, hash)| EmbeddingUse { name, hash: Some(hash) }));
+        !self.embeddings.is_empty()
     }
 
     /// Older files name the schedule in the sampler: `DPM++ 2M Karras`.

@@ -1,6 +1,7 @@
 //! From a request to pictures: text encoders, denoising network and autoencoder of one model, put together.
 
 pub mod decode;
+pub mod embeddings;
 pub mod export;
 pub mod generate;
 pub mod img2img;
@@ -106,6 +107,7 @@ impl Pipeline {
             a.entries.len() == b.entries.len()
                 && a.entries.iter().zip(&b.entries).all(|(a, b)| Arc::ptr_eq(&a.adapter, &b.adapter))
         };
+        self.text.set_bundled(&blend)?;
         let mut parts = parts(&mut self.unet, &mut self.text);
         match &mut self.live {
             Some(live) if same(&self.blend, &blend) => live.set_strengths(&mut parts, &blend.strengths())?,

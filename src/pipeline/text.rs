@@ -1,11 +1,12 @@
 //! Prompts to what the denoising network reads.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use candle_core::{DType, Device, Tensor};
 
+use super::embeddings::Known;
 use crate::{
-    adapter::Parts,
+    adapter::{Embedding, Parts},
     error::{Error, Result},
     models::{
         ClipTextModel,
@@ -15,6 +16,7 @@ use crate::{
     nn::Part,
     prompt::{
         chunks::{self, Chunks},
+        embeddings::EmbeddingNames,
         emphasis::Emphasis,
         tokenizer::Tokenizer,
         weighting,
@@ -49,6 +51,7 @@ pub struct TextEncoders {
     /// One, or SDXL's two in the order their outputs are joined.
     pub encoders: Vec<TextEncoder>,
     conventions: Conventions,
+    pub(super) known: Known,
     cache: HashMap<(String, usize, TextOptions), Conditioning>,
 }
 
@@ -61,6 +64,8 @@ pub struct TextEncoder {
     pub tokenizer: Tokenizer,
     /// Ids to states.
     pub model: ClipTextModel,
+    /// The embeddings' names, as this tokenizer reads them.
+    pub(super) names: EmbeddingNames,
     device: Device,
 }
 
@@ -77,7 +82,7 @@ impl TextEncoders {
             .zip(family::text_encoder_configs(checkpoint.family))
             .map(|(component, config)| TextEncoder::load(checkpoint, *component, config, (device, dtype)))
             .collect::<Result<_>>()?;
-        Ok(Self { encoders, conventions, cache: HashMap::new() })
+        Ok(Self { encoders, conventions, known: Known::default(), cache: HashMap::new() })
     }
 
     /// Encodes a prompt and its opposite, in equally many rows.
@@ -115,7 +120,7 @@ impl TextEncoders {
         for encoder in &self.encoders {
             let mut chunks = encoder.chunks(prompt)?;
             chunks.pad_to(rows, (&encoder.tokenizer).into());
-            let (context, summary) = encoder.encode(&chunks, &clip, options.emphasis)?;
+            let (context, summary) = encoder.encode(&chunks, self.embeddings(), &clip, options.emphasis)?;
             contexts.push(context);
             pooled = Some(summary);
         }
@@ -182,24 +187,30 @@ impl TextEncoder {
         let weights = Weights::new(files.store, dtype, device.clone());
         let model = ClipTextModel::load(&weights, &config).map_err(|e| e.context(component.to_string()))?;
         let part = if second { Part::TextEncoder2 } else { Part::TextEncoder };
-        Ok(Self { part, tokenizer, model, device: device.clone() })
+        Ok(Self { part, tokenizer, model, names: EmbeddingNames::default(), device: device.clone() })
     }
 
-    fn chunks(&self, prompt: &str) -> Result<Chunks> {
-        chunks::chunk(&weighting::parse(prompt)?, &self.tokenizer)
+    pub(super) fn chunks(&self, prompt: &str) -> Result<Chunks> {
+        self.chunks_with(prompt, &self.names)
+    }
+
+    pub(super) fn chunks_with(&self, prompt: &str, names: &EmbeddingNames) -> Result<Chunks> {
+        chunks::chunk(&weighting::parse(prompt)?, &self.tokenizer, names)
     }
 
     /// The context (1, rows · 77, d) and the first row's summary (1, p).
     fn encode(
         &self,
         chunks: &Chunks,
+        embeddings: &[Arc<Embedding>],
         options: &ClipOptions<'_>,
         emphasis: Emphasis,
     ) -> Result<(Tensor, Tensor)> {
         let rows = chunks.ids.len();
         let ids: Vec<u32> = chunks.ids.iter().flatten().copied().collect();
         let ids = Tensor::from_vec(ids, (rows, chunks::ROW_LENGTH), &self.device)?;
-        let output = self.model.forward(&ids, options)?;
+        let embedded = self.insert(self.model.embed(&ids)?, &chunks.insertions, embeddings)?;
+        let output = self.model.forward_embedded(&embedded, &ids, options)?;
         let hidden = emphasis.apply(&output.hidden, &chunks.weights)?; // rows n d
         let (_, n, d) = hidden.dims3()?;
         Ok((hidden.reshape((1, rows * n, d))?, output.pooled.narrow(0, 0, 1)?))

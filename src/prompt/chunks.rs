@@ -6,6 +6,7 @@
 
 use crate::error::Result;
 
+use super::embeddings::{Called, EmbeddingNames};
 use super::tokenizer::Tokenizer;
 use super::weighting::Segment;
 
@@ -23,8 +24,21 @@ pub struct Chunks {
     pub ids: Vec<Vec<u32>>,
     /// The weight of every id; 1 for start, end and padding.
     pub weights: Vec<Vec<f32>>,
+    /// Where embeddings take the place of ids, from left to right, row by row.
+    pub insertions: Vec<Insertion>,
     /// Tokens used, counting a row ended early as full: what the counter beside a prompt shows.
     pub token_count: usize,
+}
+
+/// An embedding in a row: its first vector stands at `column`, the others follow. The ids there mean nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Insertion {
+    /// Which row.
+    pub row: usize,
+    /// Which of its [`ROW_LENGTH`] places.
+    pub column: usize,
+    /// Which embedding, as [`Called::embedding`] counts.
+    pub embedding: usize,
 }
 
 /// The ids that surround and fill a row.
@@ -44,18 +58,27 @@ impl From<&Tokenizer> for Filler {
     }
 }
 
-/// Tokenizes a parsed prompt and packs it into rows; there is always at least one.
+/// Tokenizes a parsed prompt, puts embeddings in the place of their names and packs it all into rows; there is always
+/// at least one.
 ///
 /// # Errors
 /// As [`Tokenizer::encode`].
-pub fn chunk(segments: &[Segment], tokenizer: &Tokenizer) -> Result<Chunks> {
+pub fn chunk(segments: &[Segment], tokenizer: &Tokenizer, names: &EmbeddingNames) -> Result<Chunks> {
     let mut packer = Packer::new(Filler::from(tokenizer), tokenizer.comma);
     for segment in segments {
         match segment {
             Segment::Break => packer.finish_row(),
             Segment::Text { text, weight } => {
-                for id in tokenizer.encode(text)? {
-                    packer.push(id, *weight as f32);
+                let ids = tokenizer.encode(text)?;
+                let mut rest = ids.as_slice();
+                while let Some((id, after)) = rest.split_first() {
+                    if let Some(called) = names.at_start_of(rest) {
+                        packer.push_embedding(called, *weight as f32);
+                        rest = &rest[called.tokens..];
+                    } else {
+                        packer.push(*id, *weight as f32);
+                        rest = after;
+                    }
                 }
             }
         }
@@ -67,8 +90,8 @@ pub fn chunk(segments: &[Segment], tokenizer: &Tokenizer) -> Result<Chunks> {
 ///
 /// # Errors
 /// As [`parse`](super::weighting::parse) and [`Tokenizer::encode`].
-pub fn count(prompt: &str, tokenizer: &Tokenizer) -> Result<(usize, usize)> {
-    let chunks = chunk(&super::weighting::parse(prompt)?, tokenizer)?;
+pub fn count(prompt: &str, tokenizer: &Tokenizer, names: &EmbeddingNames) -> Result<(usize, usize)> {
+    let chunks = chunk(&super::weighting::parse(prompt)?, tokenizer, names)?;
     Ok((chunks.token_count, chunks.ids.len() * CHUNK_LENGTH))
 }
 
@@ -93,6 +116,8 @@ struct Packer {
     comma: Option<u32>,
     ids: Vec<u32>,
     weights: Vec<f32>,
+    /// Where in `ids` an embedding begins, and which.
+    embeddings: Vec<(usize, usize)>,
     /// How many tokens of the row stand before its last comma.
     last_comma: Option<usize>,
     done: Chunks,
@@ -100,19 +125,16 @@ struct Packer {
 
 impl Packer {
     fn new(filler: Filler, comma: Option<u32>) -> Self {
-        let done = Chunks { ids: Vec::new(), weights: Vec::new(), token_count: 0 };
-        Self { filler, comma, ids: Vec::new(), weights: Vec::new(), last_comma: None, done }
+        let done = Chunks { ids: Vec::new(), weights: Vec::new(), insertions: Vec::new(), token_count: 0 };
+        let (ids, weights, embeddings) = Default::default();
+        Self { filler, comma, ids, weights, embeddings, last_comma: None, done }
     }
 
     fn push(&mut self, id: u32, weight: f32) {
-        let full = self.ids.len() == CHUNK_LENGTH;
         if Some(id) == self.comma {
             self.last_comma = Some(self.ids.len());
-        } else if full && let Some(comma) = self.last_comma.filter(|c| CHUNK_LENGTH - c <= COMMA_BACKTRACK) {
-            let ids = self.ids.split_off(comma + 1);
-            let weights = self.weights.split_off(comma + 1);
-            self.finish_row();
-            (self.ids, self.weights) = (ids, weights);
+        } else {
+            self.cut_after_comma();
         }
         if self.ids.len() == CHUNK_LENGTH {
             self.finish_row();
@@ -121,7 +143,39 @@ impl Packer {
         self.weights.push(weight);
     }
 
+    /// An embedding is never cut: what does not fit begins a row.
+    fn push_embedding(&mut self, called: Called, weight: f32) {
+        self.cut_after_comma();
+        if self.ids.len() + called.vectors > CHUNK_LENGTH {
+            self.finish_row();
+        }
+        let length = self.ids.len() + called.vectors;
+        self.embeddings.push((self.ids.len(), called.embedding));
+        // The start token never stands for the end, by which the text encoder finds its summary.
+        self.ids.resize(length, self.filler.bos);
+        self.weights.resize(length, weight);
+    }
+
+    /// In a full row, what follows a near comma moves to the next.
+    fn cut_after_comma(&mut self) {
+        let full = self.ids.len() == CHUNK_LENGTH;
+        let near = |comma: &usize| full && CHUNK_LENGTH - comma <= COMMA_BACKTRACK;
+        let Some(comma) = self.last_comma.filter(near) else { return };
+        let from = comma + 1;
+        let (ids, weights) = (self.ids.split_off(from), self.weights.split_off(from));
+        let moved = self.embeddings.partition_point(|(at, _)| *at < from);
+        let embeddings = self.embeddings.split_off(moved);
+        self.finish_row();
+        (self.ids, self.weights) = (ids, weights);
+        self.embeddings = embeddings.into_iter().map(|(at, which)| (at - from, which)).collect();
+    }
+
     fn finish_row(&mut self) {
+        let row_index = self.done.ids.len();
+        let placed = self.embeddings.drain(..);
+        // The start token stands before them.
+        let placed = placed.map(|(at, embedding)| Insertion { row: row_index, column: at + 1, embedding });
+        self.done.insertions.extend(placed);
         let (ids, weights) = row(&self.ids, &self.weights, self.filler);
         self.done.ids.push(ids);
         self.done.weights.push(weights);
@@ -217,15 +271,64 @@ mod tests {
     fn weights_follow_their_tokens_and_rows_are_equalised() -> Result<()> {
         let tokenizer = Tokenizer::openai()?;
         let segments = super::super::weighting::parse("a (cat:1.5) BREAK [dog]")?;
-        let positive = chunk(&segments, &tokenizer)?;
+        let positive = chunk(&segments, &tokenizer, &EmbeddingNames::default())?;
         assert_eq!(positive.ids.len(), 2);
         assert_eq!(positive.weights[0][..4], [1.0, 1.0, 1.5, 1.0]);
         assert_eq!(positive.ids[1][..3], [tokenizer.bos, 1929, tokenizer.eos]);
         assert!((positive.weights[1][1] - 1.0 / 1.1).abs() < 1e-6 && !positive.is_neutral());
-        let mut negative = chunk(&super::super::weighting::parse("")?, &tokenizer)?;
+        let mut negative =
+            chunk(&super::super::weighting::parse("")?, &tokenizer, &EmbeddingNames::default())?;
         negative.pad_to(2, (&tokenizer).into());
         assert_eq!((negative.ids.len(), negative.is_neutral()), (2, true));
-        assert_eq!(count("a cat, a dog", &tokenizer)?, (5, 75));
+        assert_eq!(count("a cat, a dog", &tokenizer, &EmbeddingNames::default())?, (5, 75));
+        Ok(())
+    }
+
+    /// An embedding of `vectors` places, called by one token.
+    fn called(vectors: usize) -> Called {
+        Called { embedding: 7, tokens: 1, vectors }
+    }
+
+    #[test]
+    fn embeddings_are_never_cut() {
+        // 70 tokens leave 5 places: 5 vectors fit, 6 begin a row.
+        for (vectors, row, column) in [(5, 0, 71), (6, 1, 1), (CHUNK_LENGTH, 1, 1)] {
+            let mut packer = Packer::new(FILLER, Some(COMMA));
+            (0..70).for_each(|_| packer.push(1, 1.0));
+            packer.push_embedding(called(vectors), 1.5);
+            packer.push(2, 1.0);
+            let chunks = packer.finish();
+            assert_eq!(chunks.insertions, [Insertion { row, column, embedding: 7 }], "{vectors}");
+            assert_eq!(chunks.weights[row][column..column + vectors], vec![1.5; vectors]);
+            assert!(chunks.ids.iter().all(|ids| ids.len() == ROW_LENGTH));
+            assert_eq!(rows(&chunks).concat(), [vec![1; 70], vec![2]].concat());
+        }
+        // Moved with the phrase it belongs to.
+        let mut packer = Packer::new(FILLER, Some(COMMA));
+        (0..60).for_each(|_| packer.push(1, 1.0));
+        packer.push(COMMA, 1.0);
+        packer.push(3, 1.0);
+        packer.push_embedding(called(4), 1.0);
+        (0..10).for_each(|_| packer.push(4, 1.0));
+        let chunks = packer.finish();
+        assert_eq!(chunks.insertions, [Insertion { row: 1, column: 2, embedding: 7 }]);
+        assert_eq!((rows(&chunks)[0].len(), rows(&chunks)[1][0]), (61, 3));
+    }
+
+    #[test]
+    fn the_longest_name_wins_in_any_case() -> Result<()> {
+        let tokenizer = Tokenizer::openai()?;
+        let names = EmbeddingNames::new([("cat", 2), ("Cat-Style", 3), ("blue", 1)], &tokenizer)?;
+        let segments = super::super::weighting::parse("a CAT, (cat-style:1.2) cathedral")?;
+        let chunks = chunk(&segments, &tokenizer, &names)?;
+        let found: Vec<_> = chunks.insertions.iter().map(|i| (i.column, i.embedding)).collect();
+        assert_eq!(found, [(2, 0), (5, 1)]); // a, cat cat, comma, style style style, cathedral
+        assert_eq!(chunks.weights[0][4..9], [1.0, 1.2, 1.2, 1.2, 1.0]);
+        assert_eq!(chunks.token_count, 8);
+        let same = EmbeddingNames::new([("Cat", 1), ("cat", 1)], &tokenizer);
+        assert!(same.is_err_and(|e| e.to_string().contains("same name")));
+        assert!(EmbeddingNames::new([(" ", 1)], &tokenizer).is_err());
+        assert!(EmbeddingNames::new([("cat", 76)], &tokenizer).is_err());
         Ok(())
     }
 }

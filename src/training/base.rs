@@ -15,7 +15,7 @@ use crate::{
     ops::Tape,
     pipeline::Pipeline,
     prompt::{
-        Filler, Tokenizer,
+        EmbeddingNames, Filler, Tokenizer,
         chunks::{Chunks, ROW_LENGTH, chunk},
         weighting,
     },
@@ -135,7 +135,9 @@ impl Base {
     /// # Errors
     /// If a tokenizer fails.
     pub fn rows(&self, caption: &str) -> Result<usize> {
-        let rows = |e: &Encoder| Ok(chunk(&weighting::plain(caption), &e.tokenizer)?.ids.len());
+        // Captions are read without embeddings.
+        let none = EmbeddingNames::default();
+        let rows = |e: &Encoder| Ok(chunk(&weighting::plain(caption), &e.tokenizer, &none)?.ids.len());
         Ok(self.encoders.iter().map(rows).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(1))
     }
 
@@ -168,9 +170,9 @@ impl Base {
         rows: usize,
         options: EncodeOptions<'_>,
     ) -> Result<(Tensor, Tensor)> {
-        let mut ids = Vec::new();
+        let (mut ids, none) = (Vec::new(), EmbeddingNames::default());
         for caption in captions {
-            let mut chunks: Chunks = chunk(&weighting::plain(caption), &encoder.tokenizer)?;
+            let mut chunks: Chunks = chunk(&weighting::plain(caption), &encoder.tokenizer, &none)?;
             chunks.pad_to(rows, Filler::from(&encoder.tokenizer));
             ids.extend(chunks.ids.concat());
         }

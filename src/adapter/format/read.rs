@@ -18,6 +18,7 @@ use super::{
 use crate::{
     adapter::{
         Adapter, Delta, LoadReport, Metadata, Survey, Unmatched,
+        embedding::{BUNDLE, Bundle},
         report::{Lineage, Reason},
         survey::SurveyedModule,
     },
@@ -55,6 +56,9 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
     let context = Context::new(&metadata, options)?;
     let mut report = sorted.report();
     report.matched = sorted.groups.values().map(BTreeMap::len).sum();
+    let bundle = Bundle::read(file, table)?;
+    report.matched += bundle.matched;
+    report.unmatched.extend(bundle.unmatched);
     // Every number is looked at, which takes a while in large files; failures are reported in order all the same.
     let deltas: Vec<Result<(LayerPath, Delta)>> = sorted
         .groups
@@ -72,7 +76,7 @@ fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) ->
     report.warnings.extend(survey.warnings);
     report.warnings.extend(oddities(&layers, &metadata));
     report.enforce(options.allow_unmatched)?;
-    Ok(Adapter { layers, metadata, report })
+    Ok(Adapter { layers, embeddings: bundle.embeddings, metadata, report })
 }
 
 /// A file's keys by the layer they belong to.
@@ -92,7 +96,8 @@ impl Sorted {
     fn sort(file: &SafetensorsFile, table: &NameTable, survey: &Survey) -> Result<Self> {
         let unsaid_is_second = survey.modules.iter().any(|module| is_of_second(module, table));
         let mut sorted = Self { unsaid_is_second, ..Self::default() };
-        for key in file.names().filter(|key| !prefix::is_bookkeeping(key)) {
+        let apart = |key: &&str| prefix::is_bookkeeping(key) || key.starts_with(BUNDLE);
+        for key in file.names().filter(|key| !apart(key)) {
             match sorted.place(key, file, table) {
                 Ok((path, param)) => sorted.insert(path, param, (key.to_string(), file.tensor(key)?))?,
                 Err(reason) => sorted.unmatched.push(Unmatched { key: key.to_string(), reason }),

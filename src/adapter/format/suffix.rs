@@ -192,9 +192,6 @@ impl Param {
 
 /// Splits a key into the module's spelling and the parameter.
 pub fn split(key: &str) -> Option<(&str, Param)> {
-    if key.starts_with("bundle_emb.") {
-        return Some((key, Unsupported("a bundled textual inversion")));
-    }
     if key.contains(".modules_to_save.") {
         return Some((key, Unsupported("a whole saved module (PEFT's modules_to_save)")));
     }

@@ -11,7 +11,7 @@ use super::{
     peft_write::{self, Layer},
 };
 use crate::{
-    adapter::{Adapter, Delta, Metadata},
+    adapter::{Adapter, Delta, Embedding, Metadata, embedding::BUNDLE},
     error::{Error, Result},
     files,
     nn::{LayerPath, Part},
@@ -22,6 +22,11 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
     let writing = |e: Error| e.context(format!("writing {}", path.display()));
     if adapter.layers.is_empty() {
         return Err(writing(Error::invalid("an adapter without layers cannot be written")));
+    }
+    if let (Some(embedding), true) = (adapter.embeddings.first(), options.dialect != Dialect::Kohya) {
+        let (name, dialect) = (&embedding.name, options.dialect);
+        return Err(writing(Error::invalid(format!("{dialect} files cannot hold the embedding `{name}`")))
+            .with_hint("write it in kohya's dialect"));
     }
     let layers = layers(adapter, table).map_err(writing)?;
     let tensors = |of: &dyn Fn(&Layer<'_>) -> Result<Vec<Named>>| -> Result<Vec<Named>> {
@@ -47,7 +52,9 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
                 }
                 named(layer.delta, &kohya::module_name(layer.path, table)?)
             };
-            write_file(&tensors(&named)?, path, metadata)
+            let mut tensors = tensors(&named)?;
+            tensors.extend(adapter.embeddings.iter().flat_map(|embedding| bundled(embedding)));
+            write_file(&tensors, path, metadata)
         }
         Dialect::Comfy => {
             let named = |layer: &Layer<'_>| {
@@ -100,6 +107,12 @@ fn tensors(
 /// kohya's and LyCORIS' parameters below a module's name.
 fn named(delta: &Delta, module: &str) -> Result<Vec<Named>> {
     Ok(delta.tensors()?.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
+}
+
+/// A textual inversion as LyCORIS bundles it.
+fn bundled(embedding: &Embedding) -> impl Iterator<Item = Named> {
+    let key = |vector: &str| format!("{BUNDLE}{}.{vector}", embedding.name);
+    embedding.tensors().into_iter().map(move |(vector, tensor)| (key(vector), tensor))
 }
 
 fn diffusers_tensors(layer: &Layer<'_>) -> Result<Vec<Named>> {

@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 use super::{
     Adapter, Blend, Delta, LowRank, NameTable,
     delta::Branch,
+    embedding,
     layers::{self, Progress},
     resize::{Cut, in_dtype},
     svd::Svd,
@@ -186,7 +187,9 @@ pub fn merge(
     let results = layers::map(&layers, progress, |layer| {
         layer.merge(options).map_err(|e| e.context(layer.path.to_string()))
     })?;
-    let mut adapter = Adapter { metadata: record::metadata(blend, options), ..Adapter::default() };
+    let embeddings = embedding::distinct(&embedding::of_blend(blend), &[], embedding::CLASH)?;
+    let metadata = record::metadata(blend, options);
+    let mut adapter = Adapter { metadata, embeddings, ..Adapter::default() };
     let mut losses = Vec::new();
     for (layer, (low_rank, loss)) in layers.iter().zip(results) {
         adapter.layers.insert(layer.path.clone(), Delta::LowRank(low_rank));

@@ -10,7 +10,10 @@ pub use block::{Block, Kind};
 pub use family::Detected;
 pub use module::SurveyedModule;
 
-use super::format::{peft, prefix, suffix};
+use super::{
+    embedding,
+    format::{peft, prefix, suffix},
+};
 use crate::{error::Result, weights::reader::SafetensorsFile};
 
 /// What a file holds.
@@ -64,8 +67,8 @@ impl Survey {
         let mut groups: BTreeMap<&str, module::Params<'_>> = BTreeMap::new();
         let mut embeddings: BTreeMap<&str, Vec<(String, Vec<usize>)>> = BTreeMap::new();
         for (key, entry) in &file.header().tensors {
-            if let Some(rest) = key.strip_prefix(BUNDLE) {
-                let (name, vector) = rest.split_once('.').unwrap_or((rest, ""));
+            if key.starts_with(embedding::BUNDLE) {
+                let (name, vector) = embedding::split(key);
                 embeddings.entry(name).or_default().push((vector.to_string(), entry.shape.clone()));
             } else if let Some(what) = prefix::foreign(key) {
                 survey.foreign = survey.foreign.or(Some(what));
@@ -128,9 +131,6 @@ impl Survey {
         blocks.into_iter().map(summary).collect()
     }
 }
-
-/// Before the names of bundled textual inversions.
-const BUNDLE: &str = "bundle_emb.";
 
 #[cfg(test)]
 mod tests;
