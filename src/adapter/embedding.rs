@@ -229,12 +229,14 @@ fn slots(file: &SafetensorsFile) -> Result<BTreeMap<Slot, String>> {
 
 fn put(found: &mut BTreeMap<Slot, String>, slot: Slot, key: &str) -> Result<()> {
     match found.insert(slot, key.to_string()) {
-        Some(first) => {
-            let (first, key) = (first.escape_debug(), key.escape_debug());
-            Err(Error::invalid(format!("`{first}` and `{key}` are for the same text encoder")))
-        }
+        Some(first) => Err(same_encoder(&first, key)),
         None => Ok(()),
     }
+}
+
+fn same_encoder(a: &str, b: &str) -> Error {
+    let (a, b) = (a.escape_debug(), b.escape_debug());
+    Error::invalid(format!("`{a}` and `{b}` are for the same text encoder"))
 }
 
 /// The text encoders of a model and their widths.
@@ -255,6 +257,9 @@ fn fit(
 ) -> Result<Embedding> {
     if name.trim().is_empty() || name.chars().count() > MAX_NAME_CHARS || name.chars().any(char::is_control) {
         return Err(Error::invalid(format!("`{}` cannot be a word of a prompt", name.escape_debug())));
+    }
+    if let (Some(only), Some(other)) = (found.get(&Slot::Only), found.values().nth(1)) {
+        return Err(same_encoder(only, other));
     }
     let tensors: BTreeMap<Slot, Tensor> =
         found.iter().map(|(slot, key)| Ok((*slot, read(file, key)?))).collect::<Result<_>>()?;

@@ -6,6 +6,10 @@ use proptest::prelude::*;
 use super::*;
 use crate::error::Result;
 
+fn word(name: &str, hash: &str) -> EmbeddingUse {
+    EmbeddingUse { name: name.into(), hash: Some(hash.into()) }
+}
+
 fn full() -> Recipe {
     let tag = |name: &str, te, unet| LoraTag { name: name.into(), te, unet };
     Recipe {
@@ -15,6 +19,7 @@ fn full() -> Recipe {
             LoraUse { tag: tag("my-style", 0.8, 0.8), hash: Some("0123456789ab".into()) },
             LoraUse { tag: tag("other style", 0.5, -1.0), hash: None },
         ],
+        embeddings: vec![word("inkwash", "00112233aabb"), word("v1.5-neg", "ffeeddccbbaa")],
         steps: Some(25),
         sampler: Some("dpmpp_2m".into()),
         schedule: Some("karras".into()),
@@ -39,6 +44,7 @@ fn text_is_the_web_uis() {
          Steps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 7.5, Seed: 18446744073709551615, \
          Size: 512x768, Model hash: abcdef0123, Model: \"mini, the \\\"first\\\"\", Denoising strength: 0.7, \
          Clip skip: 2, Eta: 0.3, Hires upscale: 2, Emphasis: no_norm, Lora hashes: \"my-style: 0123456789ab\", \
+         TI hashes: \"inkwash: 00112233aabb, v1.5-neg: ffeeddccbbaa\", \
          Version: {}",
         this_version()
     );
@@ -70,7 +76,7 @@ fn texts_found_in_the_wild() {
     assert_eq!((recipe.clip_skip, recipe.cfg_scale), (Some(2), Some(7.0)));
     let other = |key: &str| recipe.other.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str());
     assert_eq!(other("ADetailer prompt"), Some("face, \"blue\" eyes\nsecond"));
-    assert_eq!(other("TI hashes"), Some("EasyNegative: c74b4e810b03"));
+    assert_eq!(recipe.embeddings, [word("EasyNegative", "c74b4e810b03")]);
     assert_eq!(Recipe::parse(&recipe.to_text()), Recipe { loras: recipe.loras.clone(), ..recipe });
 
     // Fewer than three pairs: all of it is prompt. A tag of another kind stays where it is.
@@ -199,6 +205,7 @@ proptest! {
         texts in ("[^<]{0,60}", "\\PC{0,60}", "[^\\x00]{0,20}"),
         numbers in (1..200usize, 0.0..30.0f64, any::<u64>(), (8..4096usize, 8..4096usize)),
         loras in proptest::collection::vec(lora(), 0..4),
+        words in proptest::collection::vec(("[a-z<][a-z0-9 .()-]{0,8}[a-z>]", "[0-9a-f]{12}"), 0..3),
         maybe in (proptest::option::of(0.0..1.0f64), proptest::option::of(1..12usize), proptest::option::of("[0-9a-f]{10}")),
         other in proptest::collection::vec(("Extra [a-z /-]{0,6}[a-z]", "\\PC{1,20}"), 0..3),
     ) {
@@ -206,6 +213,7 @@ proptest! {
         let (steps, cfg_scale, seed, size_px) = numbers;
         let recipe = Recipe {
             prompt, negative_prompt, loras: unique(loras),
+            embeddings: words.iter().map(|(name, hash)| word(name, hash)).collect(),
             steps: Some(steps), sampler: Some("euler_a".into()), schedule: Some("sgm_uniform".into()),
             cfg_scale: Some(cfg_scale), seed: Some(seed), size_px: Some(size_px),
             model: Some(model).filter(|m| !m.is_empty()), model_hash: maybe.2, denoising_strength: maybe.0, clip_skip: maybe.1,
