@@ -39,8 +39,12 @@ pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Res
 pub(crate) fn report(path: &Path, table: &NameTable) -> Result<LoadReport> {
     let file = folder::open(path)?;
     let sorted = Sorted::sort(&file, table, &Survey::of(&file)?)?;
-    let matched = sorted.groups.values().map(BTreeMap::len).sum();
-    Ok(LoadReport { matched, ..sorted.report() })
+    let mut report = sorted.report();
+    // Of a file whose embeddings are refused nothing is applied, which loading it says.
+    let bundle = Bundle::read(&file, table).unwrap_or_default();
+    report.matched = sorted.groups.values().map(BTreeMap::len).sum::<usize>() + bundle.matched;
+    report.unmatched.extend(bundle.unmatched);
+    Ok(report)
 }
 
 fn assemble(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
