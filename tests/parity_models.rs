@@ -40,7 +40,12 @@ fn attach(model: &mut impl Adaptable, part: Part, golden: &Golden) -> Result<BTr
             let down = Var::from_tensor(&values(&a, &Shape::from(down), 0.1)?)?;
             let up = Var::from_tensor(&values(&b, &Shape::from((output, RANK)), 0.05)?)?;
             let scale = Tensor::full(SCALE, RANK, &Device::Cpu)?;
-            let branches = Branches { down: down.as_tensor().clone(), up: up.as_tensor().clone(), scale };
+            let branches = Branches {
+                down: down.as_tensor().clone(),
+                up: up.as_tensor().clone(),
+                scale,
+                regional: None,
+            };
             adapter.insert(a.clone(), down);
             adapter.insert(b.clone(), up);
             Ok(branches)

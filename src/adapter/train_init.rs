@@ -220,6 +220,7 @@ impl TrainableLayer {
             down: self.down.as_tensor().to_dtype(self.dtype)?,
             up: self.up.as_tensor().to_dtype(self.dtype)?,
             scale: self.scale.clone(),
+            regional: None,
         })
     }
 

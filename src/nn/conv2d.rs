@@ -49,8 +49,13 @@ impl Conv2d {
     /// If shapes disagree.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.fused.as_ref().unwrap_or(&self.weight);
-        let branches = self.branches.as_ref().map(Branches::as_low_rank);
         let bias = self.fused_bias.as_ref().or(self.bias.as_ref());
+        if let Some((branches, regional)) = self.branches.as_ref().and_then(Branches::as_regional) {
+            let y = ops::conv2d(x, weight, bias, self.geometry, None)?;
+            let z = ops::conv2d(x, &branches.down, None, self.geometry, None)?;
+            return Ok((y + regional.rise(&z, &branches.up)?)?);
+        }
+        let branches = self.branches.as_ref().map(Branches::as_low_rank);
         ops::conv2d(x, weight, bias, self.geometry, branches)
     }
 

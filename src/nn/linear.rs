@@ -34,6 +34,11 @@ impl Linear {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let weight = self.fused.as_ref().unwrap_or(&self.weight);
         let bias = self.fused_bias.as_ref().or(self.bias.as_ref());
+        if let Some((branches, regional)) = self.branches.as_ref().and_then(Branches::as_regional) {
+            let y = ops::linear(x, weight, bias, None)?;
+            let z = ops::linear(x, &branches.down, None, None)?;
+            return Ok((y + regional.rise(&z, &branches.up)?)?);
+        }
         ops::linear(x, weight, bias, self.branches.as_ref().map(Branches::as_low_rank))
     }
 

@@ -20,7 +20,7 @@ pub use conv2d::Conv2d;
 pub use embedding::Embedding;
 pub use feed_forward::FeedForward;
 pub use linear::Linear;
-pub use low_rank::Branches;
+pub use low_rank::{Branches, Regional};
 pub use norm::{GroupNorm, LayerNorm, Norm};
 pub use resample::{Downsample, Upsample};
 pub use resnet::{ResnetBlock, ResnetConfig};
