@@ -145,7 +145,7 @@ fn main() -> Result<()> {
     let mut live = Live::attach(&blend, &mut model)?;
     let changed = time(200, |run| {
         let strength = Strength::uniform(0.1 + run as f64 / 1000.0);
-        live.set_strengths(&mut model, &[strength; 10])
+        live.set_strengths(&mut model, &std::array::from_fn::<_, 10, _>(|_| strength.clone()))
     })?;
     print("changing all strengths of 10 live", changed);
     attach::detach(&mut model)

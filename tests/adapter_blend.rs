@@ -122,12 +122,18 @@ fn a_thousand_changes_leave_no_trace() -> Result<()> {
         let before = net.forward()?;
         let mut rng = Rng::new(5, Stream::Shuffle, 0);
         for _ in 0..1_000 {
-            let strengths = [(); 2].map(|()| Strength::uniform(rng.unit() * 4.0 - 2.0));
+            let mut number = || rng.unit() * 4.0 - 2.0;
+            let (first, second) = (format!("{},down.0={}", number(), number()), number());
+            let second = format!("{}..{}@0-50%{}", number(), second, if second > 1.0 { "@left" } else { "" });
+            let percent = 25.0 * (number() + 2.0);
+            let strengths = [first, second]
+                .map(|words| Ok(words.parse::<Strength>()?.on_canvas((9, 7))?.at_percent(percent)));
+            let strengths = strengths.into_iter().collect::<Result<Vec<_>>>()?;
             live.set_strengths(&mut net.parts(), &strengths)?;
         }
         live.set_strengths(&mut net.parts(), &fixed)?;
         assert_eq!(net.forward()?, before);
-        live.set_strengths(&mut net.parts(), &[Strength::uniform(0.0); 2])?;
+        live.set_strengths(&mut net.parts(), &[(); 2].map(|()| Strength::uniform(0.0)))?;
         assert_eq!(net.forward()?, base);
         for _ in 0..20 {
             fuse::fuse(&two(rng.unit(), -rng.unit())?, &mut net.parts())?;
@@ -136,6 +142,35 @@ fn a_thousand_changes_leave_no_trace() -> Result<()> {
         assert_eq!(net.forward()?, base);
         assert!(live.set_strengths(&mut net.parts(), &fixed[..1]).is_err());
     }
+    Ok(())
+}
+
+#[test]
+fn regions_weigh_places() -> Result<()> {
+    let mut net = Net::new(DType::F32)?;
+    let base = net.forward()?;
+    let mut live = Live::attach(&two(0.7, -1.3)?, &mut net.parts())?;
+    let plain = net.forward()?;
+    let mut weigh = |words: [&str; 2]| -> Result<Vec<f32>> {
+        let strengths = words.map(|w| w.parse::<Strength>()?.on_canvas((9, 7)));
+        live.set_strengths(&mut net.parts(), &strengths.into_iter().collect::<Result<Vec<_>>>()?)?;
+        net.forward()
+    };
+    // Both halves together are the whole; that holds for one linear layer, and here for all as they work place by
+    // place: the convolution's output has its weights where it is written.
+    let (left, right) = (weigh(["0.7@left", "-1.3@left"])?, weigh(["0.7@right", "-1.3@right"])?);
+    // (2, 9, 7, 3) becomes (2, 5, 4, 7): four columns of seven numbers.
+    for (i, (l, r)) in left.iter().zip(&right).enumerate() {
+        let (inside, outside) = if i / 7 % 4 < 2 { (l, r) } else { (r, l) };
+        assert!(
+            (inside - plain[i]).abs() < 1e-4 * (1.0 + plain[i].abs()),
+            "{i}: {inside}, alone {}",
+            plain[i]
+        );
+        assert_eq!(*outside, base[i], "{i}");
+    }
+    let mixed = weigh(["0.7@left", "-1.3"])?;
+    assert!(difference(&mixed, &plain) > 0.01 && difference(&mixed, &left) > 0.01);
     Ok(())
 }
 

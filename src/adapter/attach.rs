@@ -3,6 +3,8 @@
 //! What is no branch (`LoHa`, `DoRA`, OFT, …, and everything on normalisations, embeddings and biases) is computed into
 //! the layer's fused slot instead, anew only where its strength changed.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
@@ -11,6 +13,8 @@ use super::{
     delta::Branch,
     fuse::{self, Step},
     parts::{self, Fused},
+    regions::Regions,
+    strength::Masks,
 };
 use crate::{
     error::{Error, Result},
@@ -44,6 +48,8 @@ struct Stack {
     rows: Vec<Rows>,
     /// The strengths the branches on the model have; all 0 means none.
     current: Vec<f64>,
+    /// Where they act; `None` is everywhere.
+    places: Vec<Option<Arc<Masks>>>,
 }
 
 /// The rows of a stack that belong to one entry of the blend.
@@ -132,8 +138,8 @@ impl Live {
         visited.inspect_err(|_| self.forget())
     }
 
-    /// After a failure nothing on the model is known to be as wanted.
-    fn forget(&mut self) {
+    /// After a failure, or when somebody else has cleared the model, nothing on it is known to be as wanted.
+    pub(crate) fn forget(&mut self) {
         for layer in self.layers.iter_mut().flatten() {
             let stack = layer.stack.iter_mut().map(|stack| &mut stack.current);
             for current in stack.chain([&mut layer.weight_slot.current, &mut layer.bias_slot.current]) {
@@ -145,10 +151,14 @@ impl Live {
     /// What changes, by the order of visiting.
     fn updates(&mut self, strengths: &[Strength]) -> Result<Vec<Option<Update>>> {
         let Self { blend, layers } = self;
+        let regions = Regions::of(strengths);
         let mut updates: Vec<Option<Update>> = Vec::with_capacity(layers.len());
         for layer in layers.iter_mut() {
             let branches = match layer {
-                Some(layer) => layer.branches(strengths)?,
+                Some(layer) => {
+                    layer.check_places(strengths)?;
+                    layer.branches(strengths, regions.as_ref())?
+                }
                 None => None,
             };
             updates.push(branches.map(|branches| Update { branches: Some(branches), fused: None }));
@@ -194,9 +204,16 @@ impl Layer {
     ) -> Result<Self> {
         let entries: Vec<(usize, &Delta)> =
             blend.on(path).map(|(at, entry)| (at, &entry.adapter.layers[path])).collect();
+        let (regional, entries): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(at, _)| blend.entries[*at].strength.differs_on(path));
+        let (mut stacked, mut computed) = (Vec::new(), Vec::new());
+        for (entry, delta) in regional {
+            let branch = regional_branch(delta, &weight, carries_branches);
+            let name = &blend.entries[entry].name;
+            stacked.push((entry, branch.map_err(|e| e.context(format!("adapter `{name}`, {path}")))?));
+        }
         // A delta that depends on the weight sees all before it, so those go into the slot with it.
         let bound = entries.iter().rposition(|(_, delta)| !delta.is_additive()).map_or(0, |at| at + 1);
-        let (mut stacked, mut computed) = (Vec::new(), Vec::new());
         for (turn, (entry, delta)) in entries.iter().enumerate().filter(|(_, (_, d))| d.changes_weight()) {
             let fails = |e: Error| e.context(format!("adapter `{}`, {path}", blend.entries[*entry].name));
             let branch = if carries_branches && turn >= bound {
@@ -221,15 +238,35 @@ impl Layer {
         })
     }
 
+    /// What was computed into a slot when it acted everywhere cannot be limited to a part of the picture later.
+    fn check_places(&self, strengths: &[Strength]) -> Result<()> {
+        let mut entries = self.weight_slot.entries.iter().chain(&self.bias_slot.entries);
+        if entries.any(|entry| strengths[*entry].differs_on(&self.path)) {
+            return Err(Error::invalid("an adapter that acted everywhere was given a region")
+                .with_hint("attach the blend anew"));
+        }
+        Ok(())
+    }
+
     /// The branches, if they change.
-    fn branches(&mut self, strengths: &[Strength]) -> Result<Option<Option<Branches>>> {
+    fn branches(
+        &mut self,
+        strengths: &[Strength],
+        regions: Option<&Regions>,
+    ) -> Result<Option<Option<Branches>>> {
         let Some(stack) = &mut self.stack else { return Ok(None) };
         let wanted = stack.rows.iter().map(|rows| strengths[rows.entry].at(&self.path));
-        if wanted.clone().eq(stack.current.iter().copied()) {
+        let places = stack.rows.iter().map(|rows| strengths[rows.entry].masks(&self.path));
+        let same = |(a, b): (Option<&Arc<Masks>>, &Option<Arc<Masks>>)| match (a, b) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        if wanted.clone().eq(stack.current.iter().copied()) && places.clone().zip(&stack.places).all(same) {
             return Ok(None);
         }
-        stack.current = wanted.collect();
-        stack.branches().map(Some)
+        let (current, places) = (wanted.collect(), places.map(Option::<&_>::cloned).collect());
+        (stack.current, stack.places) = (current, places);
+        stack.branches(regions).map(Some)
     }
 
     fn is_stale(&self, strengths: &[Strength]) -> bool {
@@ -293,11 +330,12 @@ impl Stack {
             down: place(Tensor::cat(&downs, 0)?, weight.dtype(), weight.device())?,
             up: place(Tensor::cat(&ups, 1)?.contiguous()?, weight.dtype(), weight.device())?,
             current: vec![0.0; rows.len()],
+            places: vec![None; rows.len()],
             rows,
         })
     }
 
-    fn branches(&self) -> Result<Option<Branches>> {
+    fn branches(&self, regions: Option<&Regions>) -> Result<Option<Branches>> {
         if self.current.iter().all(|strength| *strength == 0.0) {
             return Ok(None);
         }
@@ -307,7 +345,32 @@ impl Stack {
             .zip(&self.current)
             .flat_map(|(rows, strength)| std::iter::repeat_n((strength * rows.scale) as f32, rows.rank))
             .collect();
+        let places = self.rows.iter().zip(&self.places);
+        let places = places.flat_map(|(rows, place)| std::iter::repeat_n(place.as_ref(), rows.rank));
+        let regional = match regions {
+            Some(regions) => regions.on(places.zip(scale.iter().copied()), self.up.device())?,
+            None => None,
+        };
         let scale = Tensor::new(scale, self.up.device())?.to_dtype(self.up.dtype())?;
-        Ok(Some(Branches { down: self.down.clone(), up: self.up.clone(), scale }))
+        Ok(Some(Branches { down: self.down.clone(), up: self.up.clone(), scale, regional }))
     }
+}
+
+/// A delta of any algorithm as a branch, for an adapter that acts in a part of the picture: layers multiply branches by
+/// masks. What has no low rank is its whole ΔW with the identity behind it.
+fn regional_branch(delta: &Delta, weight: &Tensor, carries_branches: bool) -> Result<Branch> {
+    if !carries_branches || delta.changes_bias() {
+        let what = if carries_branches { "a bias" } else { "a normalisation" };
+        return Err(Error::invalid(format!(
+            "changes {what}, which cannot be limited to a part of the picture"
+        ))
+        .with_hint("give this adapter a weight without region"));
+    }
+    if let Some(branch) = delta.branch(weight.dims())? {
+        return Ok(branch);
+    }
+    let base = weight.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let down = (delta.apply(&base, 1.0)? - &base)?;
+    let up = Tensor::eye(base.dim(0)?, DType::F32, &Device::Cpu)?;
+    Ok(Branch { down, up, scale: 1.0 })
 }

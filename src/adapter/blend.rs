@@ -1,9 +1,12 @@
 //! Several adapters, each with its strength.
 
-use std::sync::Arc;
+use std::{fmt, str::FromStr, sync::Arc};
 
 use super::{Adapter, Strength};
-use crate::nn::LayerPath;
+use crate::{
+    error::{Error, Result},
+    nn::LayerPath,
+};
 
 /// One adapter of a blend.
 #[derive(Debug, Clone)]
@@ -16,12 +19,28 @@ pub struct BlendEntry {
     pub strength: Strength,
 }
 
+/// How a blend gets into the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BlendMode {
+    /// Whichever is faster for what is drawn.
+    #[default]
+    Auto,
+    /// As branches beside the base weights: strengths change at once, each step costs a little more.
+    Live,
+    /// As plain weights, computed from the pristine base: no cost per step.
+    Fused,
+}
+
 /// Adapters with strengths, applied together: live ([`super::Live`]) or fused ([`super::fuse::fuse`]).
 /// The order does not matter but for rounding.
 #[derive(Debug, Clone, Default)]
 pub struct Blend {
     /// In the order the user gave them.
     pub entries: Vec<BlendEntry>,
+    /// How they are applied.
+    pub mode: BlendMode,
+    /// Keeps what the adapters add up to at the energy they would have apart: see [`super::guard`].
+    pub normalize: bool,
 }
 
 impl Blend {
@@ -39,7 +58,7 @@ impl Blend {
 
     /// The strengths in order, as [`super::Live::set_strengths`] takes them.
     pub fn strengths(&self) -> Vec<Strength> {
-        self.entries.iter().map(|e| e.strength).collect()
+        self.entries.iter().map(|e| e.strength.clone()).collect()
     }
 
     /// True if the base model is unchanged.
@@ -47,8 +66,68 @@ impl Blend {
         self.entries.iter().all(|e| e.strength.is_zero())
     }
 
+    /// True if every weight is the same at every step and everywhere in the picture: what fusing takes.
+    pub fn is_fixed(&self) -> bool {
+        self.check_fixed().is_ok()
+    }
+
+    /// Refuses what [`Blend::is_fixed`] is not: plain weights and files have no steps and no places.
+    ///
+    /// # Errors
+    /// With the first adapter whose weight changes.
+    pub fn check_fixed(&self) -> Result<()> {
+        let changes = |e: &&BlendEntry| e.strength.is_scheduled() || e.strength.region().is_some();
+        let Some(entry) = self.entries.iter().find(changes) else { return Ok(()) };
+        Err(Error::invalid(format!(
+            "the weight of `{}`, {}, changes over the steps or with the place: it cannot be fused or merged",
+            entry.name, entry.strength
+        ))
+        .with_hint("give it one number, or draw live: `--lora-mode live`"))
+    }
+
+    /// True if both are of the same adapters in the same order.
+    pub fn same_adapters(&self, other: &Self) -> bool {
+        self.entries.len() == other.entries.len()
+            && self.entries.iter().zip(&other.entries).all(|(a, b)| Arc::ptr_eq(&a.adapter, &b.adapter))
+    }
+
+    /// True if the same entries are limited to a part of the picture.
+    pub fn same_regions(&self, other: &Self) -> bool {
+        let limited = |blend: &Self| -> Vec<bool> {
+            blend.entries.iter().map(|e| e.strength.region().is_some()).collect()
+        };
+        limited(self) == limited(other)
+    }
+
     /// The entries that have a delta for `path`.
     pub(crate) fn on<'a>(&'a self, path: &'a LayerPath) -> impl Iterator<Item = (usize, &'a BlendEntry)> {
         self.entries.iter().enumerate().filter(move |(_, e)| e.adapter.layers.contains_key(path))
+    }
+}
+
+impl BlendMode {
+    const NAMES: [(&'static str, Self); 3] =
+        [("auto", Self::Auto), ("live", Self::Live), ("fused", Self::Fused)];
+
+    /// `auto`, `live` or `fused`.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, mode)| *mode == self).map_or("auto", |(name, _)| name)
+    }
+}
+
+impl FromStr for BlendMode {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        let found = Self::NAMES.iter().find(|(name, _)| *name == s.trim());
+        found.map(|(_, mode)| *mode).ok_or_else(|| {
+            Error::unknown("way to apply adapters", s, Self::NAMES.iter().map(|(name, _)| *name))
+        })
+    }
+}
+
+impl fmt::Display for BlendMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }

@@ -22,8 +22,10 @@ use crate::{
 /// the weight (DoRA, OFT, IA³, `GLoRA`); the rest adds up.
 ///
 /// # Errors
-/// If a delta does not fit its layer or the sum leaves the range of the base's dtype. The model is its base then.
+/// If a weight changes over the steps or with the place, a delta does not fit its layer, or the sum leaves the range of
+/// the base's dtype. The model is its base then.
 pub fn fuse(blend: &Blend, model: &mut Parts<'_>) -> Result<()> {
+    blend.check_fixed()?;
     let mut jobs = Vec::new();
     model.visit(&mut |path, slot| {
         if blend.on(path).next().is_some() {

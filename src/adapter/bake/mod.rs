@@ -46,6 +46,7 @@ pub fn to_file(
     options: &BakeOptions,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
+    check(blend, base)?;
     let mut metadata =
         base.single_file().and_then(SingleFile::file).map(|f| f.metadata().clone()).unwrap_or_default();
     let outputs = match base.single_file() {
@@ -72,6 +73,7 @@ pub fn to_folder(
     options: &BakeOptions,
     progress: &mut Progress<'_>,
 ) -> Result<()> {
+    check(blend, base)?;
     if fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
         return Err(Error::file(out, "is not empty").with_hint("name a folder that does not exist yet"));
     }
@@ -162,4 +164,10 @@ impl<'a> Baker<'a> {
         self.done = done;
         Ok(())
     }
+}
+
+/// Weights must be numbers, and vectors of them count this family's blocks.
+fn check(blend: &Blend, base: &Checkpoint) -> Result<()> {
+    blend.check_fixed()?;
+    blend.entries.iter().try_for_each(|e| e.strength.check(base.family))
 }

@@ -163,6 +163,7 @@ pub fn merge(
     progress: &mut Progress<'_>,
 ) -> Result<Cut> {
     check(blend, options)?;
+    blend.check_fixed()?;
     let paths: BTreeSet<&LayerPath> = blend.entries.iter().flat_map(|e| e.adapter.layers.keys()).collect();
     let mut layers = Vec::new();
     for (index, path) in paths.into_iter().enumerate() {
