@@ -148,7 +148,7 @@ impl Worker {
         let mut blend = Blend::new();
         for lora in loras {
             let adapter = pipeline.load_adapter(&lora.path, &LoadOptions::default())?;
-            blend = blend.with(lora.path.display().to_string(), adapter, lora.strength);
+            blend = blend.with(lora.path.display().to_string(), adapter, lora.strength.clone());
         }
         pipeline.set_blend(blend)?;
         pipeline.generate_each(request, &mut observer, cancel, &mut |picture, _| {

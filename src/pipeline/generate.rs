@@ -3,9 +3,14 @@
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use super::{Conditioning, GenerateRequest, Pipeline};
+use super::{
+    Conditioning, GenerateRequest, Pipeline, TextEncoders,
+    blending::{Applied, Changed, Schedule},
+};
 use crate::{
-    diffusion::{Guidance, Model, ModelDenoiser, Noise, Rows, SampleOptions, StepInfo},
+    diffusion::{
+        Denoiser, Guidance, Model, ModelDenoiser, Noise, NoiseSchedule, Rows, SampleOptions, StepInfo,
+    },
     error::{Error, Result},
     models::{
         UNet2DConditionModel,
@@ -61,11 +66,14 @@ impl Pipeline {
         request.check(self)?;
         let size_px = request.size_on(self)?;
         cancel.check()?;
-        let text = self.text.encode_pair(&request.prompt, &request.negative, request.text_options())?;
+        // A malformed prompt is said before anything is computed.
+        self.text.rows(&request.prompt)?;
+        self.text.rows(&request.negative)?;
         let start = self.encode_init(request, size_px)?;
         let sigmas = self.sigmas(request)?;
         let steps = sigmas.len().saturating_sub(1);
         let total = (steps * request.count.div_ceil(request.batch)) as u64;
+        self.settle_blend(request)?;
         observer.observe(&Event::Started { stage: Stage::Sample, total });
         let mut done = 0;
         for first in (0..request.count).step_by(request.batch) {
@@ -79,7 +87,7 @@ impl Pipeline {
                 }
                 cancel.check()
             };
-            let latents = self.denoise(&batch, &text, (&x, &sigmas), &mut on_step)?;
+            let latents = self.denoise(&batch, (&x, &sigmas), &mut on_step)?;
             for index in 0..batch.len {
                 cancel.check()?;
                 let latents = latents.narrow(0, index, 1)?;
@@ -92,20 +100,31 @@ impl Pipeline {
     }
 
     fn denoise(
-        &self,
+        &mut self,
         batch: &Batch<'_>,
-        text: &[Conditioning; 2],
         (x, sigmas): (&Tensor, &[f64]),
         on_step: &mut dyn FnMut(StepInfo<'_>) -> Result<()>,
     ) -> Result<Tensor> {
         let request = batch.request;
-        let network = Network::new(&self.unet, text, batch.len, self.time_ids(batch.size_px).as_deref())?;
-        let guidance = Guidance { scale: request.cfg_scale, rescale: request.cfg_rescale };
-        let mut denoiser = ModelDenoiser::new(network, &self.schedule, guidance);
+        let time_ids = self.time_ids(batch.size_px);
+        let (_, h, w, _) = x.dims4()?;
+        let weights = self.schedule_blend((h, w), sigmas.len().saturating_sub(1))?;
+        let normalize = self.blend.normalize;
+        let mut drawing = Drawing {
+            unet: &mut self.unet,
+            text: &mut self.text,
+            applied: (&mut self.applied, normalize),
+            weights,
+            time_ids,
+            batch,
+            sigmas,
+            schedule: &self.schedule,
+            inputs: None,
+        };
         let seeds = (0..batch.len).map(|index| batch.seed(index)).collect();
         let options =
             SampleOptions { eta: request.eta, noise: Noise::Seeds(seeds), ..SampleOptions::default() };
-        let latents = request.sampler.sample(&mut denoiser, x, sigmas, &options, on_step)?;
+        let latents = request.sampler.sample(&mut drawing, x, sigmas, &options, on_step)?;
         let flat = latents.flatten_all()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         if flat.to_vec1::<f32>()?.iter().any(|v| !v.is_finite()) {
             return Err(Error::invalid("the network's output is NaN or infinite")
@@ -164,9 +183,57 @@ impl Batch<'_> {
     }
 }
 
-/// The denoising network with its conditioning repeated for a batch.
-struct Network<'a> {
-    unet: &'a UNet2DConditionModel,
+/// Guesses the clean latents of a batch, with the adapters' weights of the step under way.
+struct Drawing<'a> {
+    unet: &'a mut UNet2DConditionModel,
+    text: &'a mut TextEncoders,
+    /// With the wish to normalise.
+    applied: (&'a mut Applied, bool),
+    weights: Option<Schedule>,
+    time_ids: Option<Vec<f32>>,
+    batch: &'a Batch<'a>,
+    sigmas: &'a [f64],
+    schedule: &'a NoiseSchedule,
+    inputs: Option<Conditioned>,
+}
+
+impl Drawing<'_> {
+    /// The weights are a function of the noise: a look between two steps has those of the step it belongs to.
+    fn step_at(&self, sigma: f64) -> usize {
+        let reached = self.sigmas.partition_point(|level| *level >= sigma * (1.0 - 1e-9));
+        reached.clamp(1, self.sigmas.len().saturating_sub(1).max(1)) - 1
+    }
+
+    fn encode(&mut self) -> Result<Conditioned> {
+        let request = self.batch.request;
+        let text = self.text.encode_pair(&request.prompt, &request.negative, request.text_options())?;
+        Conditioned::new(&text, self.batch.len, self.time_ids.as_deref())
+    }
+}
+
+impl Denoiser for Drawing<'_> {
+    fn denoise(&mut self, x: &Tensor, sigma: f64) -> Result<Tensor> {
+        let step = self.step_at(sigma);
+        let (applied, normalize) = &mut self.applied;
+        let changed = match &mut self.weights {
+            Some(weights) => weights.apply(step, (&mut *self.unet, &mut *self.text), applied, *normalize)?,
+            None => Changed::Nothing,
+        };
+        let inputs = match self.inputs.take() {
+            Some(inputs) if changed != Changed::Text => inputs,
+            _ => self.encode()?,
+        };
+        let request = self.batch.request;
+        let guidance = Guidance { scale: request.cfg_scale, rescale: request.cfg_rescale };
+        let network = Network { unet: &*self.unet, inputs: &inputs };
+        let denoised = ModelDenoiser::new(network, self.schedule, guidance).denoise(x, sigma);
+        self.inputs = Some(inputs);
+        denoised
+    }
+}
+
+/// What the network is told besides the picture, repeated for a batch.
+struct Conditioned {
     positive: Inputs,
     /// The negative prompt's rows, then the positive's.
     both: Inputs,
@@ -177,13 +244,8 @@ struct Inputs {
     added: Option<AddedConditions>,
 }
 
-impl<'a> Network<'a> {
-    fn new(
-        unet: &'a UNet2DConditionModel,
-        [positive, negative]: &[Conditioning; 2],
-        batch: usize,
-        time_ids: Option<&[f32]>,
-    ) -> Result<Self> {
+impl Conditioned {
+    fn new([positive, negative]: &[Conditioning; 2], batch: usize, time_ids: Option<&[f32]>) -> Result<Self> {
         let inputs = |halves: &[&Conditioning]| -> Result<Inputs> {
             let rows = |of: &dyn Fn(&Conditioning) -> Tensor| -> Result<Tensor> {
                 let all: Vec<Tensor> =
@@ -205,15 +267,21 @@ impl<'a> Network<'a> {
             };
             Ok(Inputs { context, added })
         };
-        Ok(Self { unet, positive: inputs(&[positive])?, both: inputs(&[negative, positive])? })
+        Ok(Self { positive: inputs(&[positive])?, both: inputs(&[negative, positive])? })
     }
+}
+
+/// The denoising network with its conditioning.
+struct Network<'a> {
+    unet: &'a UNet2DConditionModel,
+    inputs: &'a Conditioned,
 }
 
 impl Model for Network<'_> {
     fn predict(&mut self, x: &Tensor, timestep: f64, rows: Rows) -> Result<Tensor> {
         let inputs = match rows {
-            Rows::Positive => &self.positive,
-            Rows::NegativeThenPositive => &self.both,
+            Rows::Positive => &self.inputs.positive,
+            Rows::NegativeThenPositive => &self.inputs.both,
         };
         let timesteps = Tensor::full(timestep as f32, x.dim(0)?, x.device())?;
         let input =

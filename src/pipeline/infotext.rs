@@ -14,7 +14,7 @@ mod carrier;
 mod names;
 mod pairs;
 
-use crate::prompt::tags::{self, LoraTag};
+use crate::{adapter::Strength, error::Result, prompt::tags};
 
 pub use carrier::{encode_png, read_text, write_png};
 
@@ -67,8 +67,10 @@ pub struct Recipe {
 /// An adapter as it was used.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraUse {
-    /// Its name and weights.
-    pub tag: LoraTag,
+    /// A file's stem, or the name its metadata gives.
+    pub name: String,
+    /// Its weight.
+    pub strength: Strength,
     /// The first 12 hexadecimal digits of its content hash.
     pub hash: Option<String>,
 }
@@ -86,6 +88,26 @@ impl EmbeddingUse {
     /// True if a recipe calls a file of this stem so.
     pub fn is_called(&self, stem: &str) -> bool {
         pairs::plain_name(&self.name).to_lowercase() == pairs::plain_name(stem).to_lowercase()
+    }
+}
+
+impl LoraUse {
+    /// The prompt without its tags, and the adapters they call.
+    ///
+    /// # Errors
+    /// When a tag is malformed or its weight is.
+    pub fn extract(prompt: &str) -> Result<(String, Vec<Self>)> {
+        let (text, found) = tags::extract(prompt)?;
+        let used = found.into_iter().map(|tag| {
+            let strength = tag.weight.parse::<Strength>();
+            let strength = strength.map_err(|e| e.context(format!("prompt: `<lora:{}:…>`", tag.name)))?;
+            Ok(Self { name: tag.name, strength, hash: None })
+        });
+        Ok((text, used.collect::<Result<_>>()?))
+    }
+
+    fn to_tag(&self) -> String {
+        tags::write(&self.name, &self.strength.tag_arguments())
     }
 }
 
@@ -124,8 +146,7 @@ impl Recipe {
             prompt_text
         };
         let (prompt, negative_prompt) = prompt_lines(prompt_text);
-        let (prompt, found) = take_tags(&prompt);
-        let loras = found.into_iter().map(|tag| LoraUse { tag, hash: None }).collect();
+        let (prompt, loras) = take_tags(&prompt);
         let mut recipe = Self { prompt, negative_prompt, loras, ..Self::default() };
         pairs.into_iter().for_each(|(key, value)| recipe.set(key, value));
         recipe.split_sampler();
@@ -136,7 +157,7 @@ impl Recipe {
     fn lines(&self) -> String {
         let prompt = Some(self.prompt.clone()).filter(|p| !p.is_empty());
         let mut parts: Vec<String> =
-            prompt.into_iter().chain(self.loras.iter().map(|l| l.tag.to_text())).collect();
+            prompt.into_iter().chain(self.loras.iter().map(LoraUse::to_tag)).collect();
         if self.prompt.contains(NEGATIVE) {
             // Behind such a line the tags would read as negative prompt.
             parts.rotate_left(1);
@@ -151,7 +172,7 @@ impl Recipe {
     /// Keys and values in the web UI's order.
     fn pairs(&self) -> Vec<(&str, String)> {
         let hashes: Vec<(&str, &str)> =
-            self.loras.iter().filter_map(|l| Some((l.tag.name.as_str(), l.hash.as_deref()?))).collect();
+            self.loras.iter().filter_map(|l| Some((l.name.as_str(), l.hash.as_deref()?))).collect();
         let words: Vec<(&str, &str)> =
             self.embeddings.iter().filter_map(|e| Some((e.name.as_str(), e.hash.as_deref()?))).collect();
         let known = [
@@ -206,7 +227,7 @@ impl Recipe {
     fn set_hashes(&mut self, list: &str) -> bool {
         let mut used = false;
         for (name, hash) in pairs::parse_hashes(list) {
-            let same = |l: &&mut LoraUse| l.hash.is_none() && pairs::plain_name(&l.tag.name) == name;
+            let same = |l: &&mut LoraUse| l.hash.is_none() && pairs::plain_name(&l.name) == name;
             if let Some(lora) = self.loras.iter_mut().find(same) {
                 lora.hash = Some(hash);
                 used = true;
@@ -250,8 +271,8 @@ fn prompt_lines(text: &str) -> (String, String) {
 }
 
 /// Tags nobody here understands stay in the prompt: a picture's text is shown even if it cannot be repeated.
-fn take_tags(prompt: &str) -> (String, Vec<LoraTag>) {
-    match tags::extract(prompt) {
+fn take_tags(prompt: &str) -> (String, Vec<LoraUse>) {
+    match LoraUse::extract(prompt) {
         Ok((text, found)) if !found.is_empty() => (text.trim().to_owned(), found),
         _ => (prompt.to_owned(), Vec::new()),
     }

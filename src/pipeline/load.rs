@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device};
 
-use super::{Pipeline, TextEncoders, Tiles};
+use super::{Pipeline, TextEncoders, Tiles, blending::Applied};
 use crate::{
     adapter::Blend,
     diffusion::{NoiseSchedule, Prediction},
@@ -36,7 +36,7 @@ impl Pipeline {
             device: device.clone(),
             dtype,
             blend: Blend::new(),
-            live: None,
+            applied: Applied::default(),
         })
     }
 }

@@ -1,5 +1,6 @@
 //! From a request to pictures: text encoders, denoising network and autoencoder of one model, put together.
 
+pub mod blending;
 pub mod decode;
 pub mod embeddings;
 pub mod export;
@@ -21,7 +22,7 @@ pub use request::{GenerateRequest, InitImage};
 pub use text::{Conditioning, TextEncoders};
 
 use crate::{
-    adapter::{Adapter, Blend, Live, LoadOptions, NameTable, Parts},
+    adapter::{Adapter, Blend, LoadOptions, NameTable, Parts},
     diffusion::NoiseSchedule,
     error::Result,
     models::{AutoencoderKl, UNet2DConditionModel, family::Conventions},
@@ -51,7 +52,7 @@ pub struct Pipeline {
     device: Device,
     dtype: DType,
     blend: Blend,
-    live: Option<Live>,
+    applied: blending::Applied,
 }
 
 impl Pipeline {
@@ -95,32 +96,6 @@ impl Pipeline {
     /// As [`Adapter::load`].
     pub fn load_adapter(&mut self, path: impl AsRef<Path>, options: &LoadOptions) -> Result<Arc<Adapter>> {
         Ok(Arc::new(Adapter::load(path, &self.name_table()?, options)?))
-    }
-
-    /// Applies adapters live, in place of those before. With the same adapters as before only the strengths are
-    /// rewritten.
-    ///
-    /// # Errors
-    /// If an adapter does not fit the model.
-    pub fn set_blend(&mut self, blend: Blend) -> Result<()> {
-        let same = |a: &Blend, b: &Blend| {
-            a.entries.len() == b.entries.len()
-                && a.entries.iter().zip(&b.entries).all(|(a, b)| Arc::ptr_eq(&a.adapter, &b.adapter))
-        };
-        self.text.set_bundled(&blend)?;
-        let mut parts = parts(&mut self.unet, &mut self.text);
-        match &mut self.live {
-            Some(live) if same(&self.blend, &blend) => live.set_strengths(&mut parts, &blend.strengths())?,
-            _ => self.live = Some(Live::attach(&blend, &mut parts)?),
-        }
-        self.blend = blend;
-        self.text.forget();
-        Ok(())
-    }
-
-    /// The adapters in use.
-    pub fn blend(&self) -> &Blend {
-        &self.blend
     }
 }
 

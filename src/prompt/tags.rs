@@ -2,24 +2,23 @@
 //!
 //! `<lora:style>` is weight 1 for text encoder and UNet, `<lora:style:0.8>` is 0.8 for both, a third number is the
 //! UNet's own; `te=` and `unet=` name them. `lyco` means the same. Only the positive prompt calls adapters.
+//! What a weight may say besides a number is the adapters' business: here it is text.
 
 use crate::error::{Error, Result};
 
 /// One adapter called by name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraTag {
     /// A file's stem, or the name its metadata gives.
     pub name: String,
-    /// Weight in the text encoders.
-    pub te: f64,
-    /// Weight in the UNet.
-    pub unet: f64,
+    /// Its weight in the words of `--lora`: `0.8`, or `unet=0.8,te=0.4,…`.
+    pub weight: String,
 }
 
 /// The prompt without its tags (spaces around them stay; they mean nothing to the tokenizer), and the tags in order.
 ///
 /// # Errors
-/// When a tag's weight is not a number, its name is empty, or the word before its colon is not `lora` or `lyco`.
+/// When a tag's name is empty, it has too many parts, or the word before its colon is not `lora` or `lyco`.
 pub fn extract(prompt: &str) -> Result<(String, Vec<LoraTag>)> {
     let mut text = String::new();
     let mut tags = Vec::new();
@@ -47,16 +46,11 @@ pub fn extract(prompt: &str) -> Result<(String, Vec<LoraTag>)> {
     Ok((text, tags))
 }
 
-impl LoraTag {
-    /// The tag as text. Characters a tag cannot hold are left out of the name.
-    pub fn to_text(&self) -> String {
-        let name: String = self.name.chars().filter(|c| !":<>=\n".contains(*c)).collect();
-        if self.te == self.unet {
-            format!("<lora:{name}:{}>", self.te)
-        } else {
-            format!("<lora:{name}:{}:{}>", self.te, self.unet)
-        }
-    }
+/// A tag as text; `arguments` is what stands behind the name, each part with its colon. Characters a tag cannot hold are
+/// left out of the name.
+pub fn write(name: &str, arguments: &str) -> String {
+    let name: String = name.chars().filter(|c| !":<>=\"\n".contains(*c)).collect();
+    format!("<lora:{name}{arguments}>")
 }
 
 /// `<word:arguments>rest` → its three parts; `None` if this is not the shape of a tag.
@@ -64,30 +58,46 @@ fn split_tag(text: &str) -> Option<(&str, &str, &str)> {
     let (word, after) = text[1..].split_once(':')?;
     let is_word =
         word.starts_with(char::is_alphabetic) && word.chars().all(|c| c.is_alphanumeric() || c == '_');
-    let (arguments, rest) = after.split_once('>')?;
-    (is_word && !arguments.is_empty() && !arguments.contains(['<', '\n'])).then_some((word, arguments, rest))
+    let end = unquoted(after, '>').next()?;
+    let (arguments, rest) = (&after[..end], &after[end + 1..]);
+    let whole = unquoted(arguments, '<').next().is_none() && !arguments.contains('\n');
+    (is_word && whole && !arguments.is_empty()).then_some((word, arguments, rest))
+}
+
+/// Where `mark` stands outside of quotes: a mask's path may hold anything.
+fn unquoted(text: &str, mark: char) -> impl Iterator<Item = usize> {
+    let mut quoted = false;
+    text.char_indices().filter_map(move |(i, c)| {
+        quoted ^= c == '"';
+        (c == mark && !quoted).then_some(i)
+    })
 }
 
 fn parse_arguments(arguments: &str) -> Result<LoraTag> {
-    let number = |text: &str| {
-        let value = text.trim().parse::<f64>().ok().filter(|w| w.is_finite());
-        value.ok_or_else(|| {
-            Error::invalid(format!("prompt: `{text}` in `<lora:{arguments}>` is not a weight"))
-                .with_hint("write <lora:name:0.8>, or <lora:name:0.5:0.8> for text encoder and UNet")
-        })
-    };
-    let (mut name, mut te, mut unet, mut position) = ("", None, None, 0);
-    for argument in arguments.split(':') {
-        match argument.split_once('=') {
-            Some(("te", value)) => te = Some(number(value)?),
-            Some(("unet", value)) => unet = Some(number(value)?),
-            Some((key, _)) => return Err(Error::unknown("LoRA tag argument", key, ["te", "unet"])),
+    let mut ends: Vec<usize> = unquoted(arguments, ':').collect();
+    ends.push(arguments.len());
+    let (mut name, mut te, mut unet, mut rest) = ("", None, None, Vec::new());
+    let (mut position, mut start) = (0, 0);
+    for end in ends {
+        let argument = arguments[start..end].trim();
+        start = end + 1;
+        // A region's `=` belongs to the weight in front of it.
+        match argument.split_once('=').filter(|(key, _)| !key.contains('@')) {
+            Some(("te", value)) => te = Some(value),
+            Some(("unet", value)) => unet = Some(value),
+            Some(("dyn", _)) => {
+                return Err(Error::invalid(format!(
+                    "prompt: `dyn` in `<lora:{arguments}>` is not supported"
+                ))
+                .with_hint("`scumble resize` cuts an adapter to a rank"));
+            }
+            Some(_) => rest.push(argument),
             None => {
                 match position {
-                    0 => name = argument.trim(),
+                    0 => name = argument,
                     // A named value wins over its position.
-                    1 => te = te.or(Some(number(argument)?)),
-                    2 => unet = unet.or(Some(number(argument)?)),
+                    1 => te = te.or(Some(argument)),
+                    2 => unet = unet.or(Some(argument)),
                     _ => {
                         return Err(Error::invalid(format!(
                             "prompt: too many parts in `<lora:{arguments}>`"
@@ -101,16 +111,25 @@ fn parse_arguments(arguments: &str) -> Result<LoraTag> {
     if name.is_empty() {
         return Err(Error::invalid(format!("prompt: `<lora:{arguments}>` names no adapter")));
     }
-    let te = te.unwrap_or(1.0);
-    Ok(LoraTag { name: name.to_owned(), te, unet: unet.unwrap_or(te) })
+    let mut weight = match (te, unet) {
+        (None, None) => "1".to_owned(),
+        (Some(both), None) => both.to_owned(),
+        (te, Some(unet)) if te == Some(unet) => unet.to_owned(),
+        (te, Some(unet)) => format!("unet={unet},te={}", te.unwrap_or("1")),
+    };
+    for item in rest {
+        weight.push(',');
+        weight.push_str(item);
+    }
+    Ok(LoraTag { name: name.to_owned(), weight })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn tag(name: &str, te: f64, unet: f64) -> LoraTag {
-        LoraTag { name: name.into(), te, unet }
+    fn tag(name: &str, weight: &str) -> LoraTag {
+        LoraTag { name: name.into(), weight: weight.into() }
     }
 
     #[test]
@@ -119,35 +138,23 @@ mod tests {
             assert_eq!(extract(prompt)?, (text.to_owned(), expected.to_vec()), "{prompt}");
             Ok(())
         };
-        check("a <lora:x> b", "a  b", &[tag("x", 1.0, 1.0)])?;
-        check("<lora:x:0.5>,<lyco:y:-1:2>", ",", &[tag("x", 0.5, 0.5), tag("y", -1.0, 2.0)])?;
-        check("<lora:my style v1.2:1.5>", "", &[tag("my style v1.2", 1.5, 1.5)])?;
-        check("<lora:x:unet=0.3>", "", &[tag("x", 1.0, 0.3)])?;
-        check("<lora:x:te=0.2:unet=0.3>", "", &[tag("x", 0.2, 0.3)])?;
-        check("<lora:x:0.4:te=0.2>", "", &[tag("x", 0.2, 0.2)])?;
+        check("a <lora:x> b", "a  b", &[tag("x", "1")])?;
+        check("<lora:x:0.5>,<lyco:y:-1:2>", ",", &[tag("x", "0.5"), tag("y", "unet=2,te=-1")])?;
+        check("<lora:my style v1.2:1.5>", "", &[tag("my style v1.2", "1.5")])?;
+        check("<lora:x:unet=0.3>", "", &[tag("x", "unet=0.3,te=1")])?;
+        check("<lora:x:te=0.2:unet=0.3>", "", &[tag("x", "unet=0.3,te=0.2")])?;
+        check("<lora:x:0.4:te=0.2>", "", &[tag("x", "0.2")])?;
+        check("<lora:x:0..1@0-50%:mid=0.5>", "", &[tag("x", "0..1@0-50%,mid=0.5")])?;
+        check("<lora:x:1:lbw=1,0,1>", "", &[tag("x", "1,lbw=1,0,1")])?;
+        check("<lora:x:1@mask=\"C:\\a>b.png\">c", "c", &[tag("x", "1@mask=\"C:\\a>b.png\"")])?;
         check("a < b, <3, <: >, 1<2:3, <lora:>, <lora", "a < b, <3, <: >, 1<2:3, <lora:>, <lora", &[])?;
         Ok(())
     }
 
     #[test]
     fn what_cannot_be_done_is_said() {
-        for bad in [
-            "<lora:x:abc>",
-            "<lora: :1>",
-            "<lora:x:1:1:4>",
-            "<lora:x:dyn=4>",
-            "<hypernet:x:1>",
-            "<lora:x:inf>",
-        ] {
+        for bad in ["<lora: :1>", "<lora:x:1:1:4>", "<lora:x:dyn=4>", "<hypernet:x:1>"] {
             assert!(extract(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn written_tags_read_back() -> Result<()> {
-        for tag in [tag("x", 0.8, 0.8), tag("a b", -0.5, 1.0), tag("猫", 0.0, 0.0)] {
-            assert_eq!(extract(&tag.to_text())?.1, [tag]);
-        }
-        Ok(())
     }
 }

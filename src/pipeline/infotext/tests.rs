@@ -11,13 +11,17 @@ fn word(name: &str, hash: &str) -> EmbeddingUse {
 }
 
 fn full() -> Recipe {
-    let tag = |name: &str, te, unet| LoraTag { name: name.into(), te, unet };
+    let lora = |name: &str, strength, hash: Option<&str>| LoraUse {
+        name: name.into(),
+        strength,
+        hash: hash.map(Into::into),
+    };
     Recipe {
         prompt: "a (lighthouse:1.2) at dusk,\nsecond line".into(),
         negative_prompt: "blurry, low quality".into(),
         loras: vec![
-            LoraUse { tag: tag("my-style", 0.8, 0.8), hash: Some("0123456789ab".into()) },
-            LoraUse { tag: tag("other style", 0.5, -1.0), hash: None },
+            lora("my-style", Strength::uniform(0.8), Some("0123456789ab")),
+            lora("other style", Strength::split(-1.0, 0.5), None),
         ],
         embeddings: vec![word("inkwash", "00112233aabb"), word("v1.5-neg", "ffeeddccbbaa")],
         steps: Some(25),
@@ -186,17 +190,33 @@ fn jpeg_comments_are_found_and_broken_ones_are_not_fatal() -> Result<()> {
     Ok(())
 }
 
+fn strength() -> impl Strategy<Value = Strength> {
+    let words = proptest::sample::select(&[
+        "0..1@0-50%",
+        "unet=0.8@20-60%,te=0.3",
+        "0.7@mask=\"C:\\masks, all\\<left>.png\",down.0=0.5",
+        "1@outside=left.png",
+        "0.5,lbw=1,0,0,0,1,1,1,0.5,1,1,1,1",
+    ]);
+    prop_oneof![
+        (-2.0..2.0f64, -2.0..2.0f64).prop_map(|(unet, te)| Strength::split(unet, te)),
+        words.prop_map(|words| words.parse().expect("a strength")),
+    ]
+}
+
 fn lora() -> impl Strategy<Value = LoraUse> {
-    ("[a-zA-Z0-9_. é猫-]{1,12}", -2.0..2.0f64, -2.0..2.0f64, proptest::option::of("[0-9a-f]{12}"))
-        .prop_filter_map("names are trimmed", |(name, te, unet, hash)| {
-            let tag = LoraTag { name: name.trim().to_owned(), te, unet };
-            (!tag.name.is_empty()).then_some(LoraUse { tag, hash })
-        })
+    ("[a-zA-Z0-9_. é猫-]{1,12}", strength(), proptest::option::of("[0-9a-f]{12}")).prop_filter_map(
+        "names are trimmed",
+        |(name, strength, hash)| {
+            let name = name.trim().to_owned();
+            (!name.is_empty()).then_some(LoraUse { name, strength, hash })
+        },
+    )
 }
 
 fn unique(loras: Vec<LoraUse>) -> Vec<LoraUse> {
     let mut seen = std::collections::BTreeSet::new();
-    loras.into_iter().filter(|l| seen.insert(l.tag.name.clone())).collect()
+    loras.into_iter().filter(|l| seen.insert(l.name.clone())).collect()
 }
 
 proptest! {
