@@ -47,7 +47,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     for lora in &args.lora {
         context.cancel.check()?;
         let adapter = adapter_files::load(&lora.path, &table, args.allow_unmatched, context)?;
-        blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength);
+        blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength.clone());
     }
     if blend.is_base() {
         return Err(Error::invalid("all weights are 0, so the model would stay as it is")

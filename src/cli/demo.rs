@@ -2,10 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 use serde_json::json;
 
-use super::{Context, font, setup};
+use super::{
+    Context, setup,
+    sheet::{self, Sheet},
+};
 use crate::{
     adapter::{Blend, LoadOptions, Strength},
     diffusion::{Sampler, SigmaSchedule},
@@ -92,7 +95,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let sheet = draw(args, style, &adapter, context)?;
     context.console.close();
     let path = args.out.join(format!("{}.png", style.name));
-    write_png(&path, &sheet)?;
+    sheet::write_png(&path, &sheet)?;
     let object = json!({ "event": "demo", "picture": path, "adapter": adapter, "images": images });
     context.console.result(&path.display().to_string(), &object);
     let (adapter, images, out) = (adapter.display(), images.display(), args.out.display());
@@ -181,41 +184,10 @@ fn draw(args: &Args, style: &Style, adapter: &Path, context: &mut Context) -> Re
         }
     }
     context.console.observe(&Event::Finished { stage });
-    Ok(sheet(&cells))
-}
-
-/// Subjects down, weights across, with labels.
-fn sheet(cells: &[RgbImage]) -> RgbImage {
-    const SIDE: u32 = 256;
-    const GAP: u32 = 12;
-    const DOT: u32 = 2;
-    let left = SUBJECTS.iter().map(|s| font::width(s, DOT)).max().unwrap_or(0) + 2 * GAP;
-    let top = font::height(DOT) + 2 * GAP;
-    let (columns, rows) = (WEIGHTS.len() as u32, SUBJECTS.len() as u32);
-    let size = (left + columns * (SIDE + GAP), top + rows * (SIDE + GAP));
-    let mut sheet = RgbImage::from_pixel(size.0, size.1, image::Rgb([250, 250, 248]));
-    for (column, weight) in (0u32..).zip(WEIGHTS) {
-        let label = if weight == 0.0 { "base".to_owned() } else { format!("style {weight:.1}") };
-        let middle = left + column * (SIDE + GAP) + (SIDE - font::width(&label, DOT)) / 2;
-        font::draw(&mut sheet, &label, (middle, GAP), DOT);
-        for (row, subject) in (0u32..).zip(SUBJECTS) {
-            let (x, y) = (left + column * (SIDE + GAP), top + row * (SIDE + GAP));
-            if column == 0 {
-                font::draw(&mut sheet, subject, (GAP, y + (SIDE - font::height(DOT)) / 2), DOT);
-            }
-            if let Some(cell) = cells.get((column * rows + row) as usize) {
-                let cell = imageops::resize(cell, SIDE, SIDE, imageops::FilterType::CatmullRom);
-                imageops::replace(&mut sheet, &cell, i64::from(x), i64::from(y));
-            }
-        }
-    }
-    sheet
-}
-
-fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    let mut bytes = std::io::Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, image::ImageFormat::Png)
-        .map_err(|e| Error::file(path, format!("the picture cannot be encoded: {e}")))?;
-    files::write_bytes(path, bytes.get_ref())
+    let label = |weight: f64| if weight == 0.0 { "base".to_owned() } else { format!("style {weight:.1}") };
+    let (columns, rows) = (WEIGHTS.map(label), SUBJECTS.map(str::to_owned));
+    // Drawn a weight at a time, shown a subject a row.
+    let turned = (0..SUBJECTS.len()).flat_map(|row| cells.iter().skip(row).step_by(SUBJECTS.len()).cloned());
+    let cells: Vec<RgbImage> = turned.collect();
+    Ok(Sheet { columns: &columns, rows: &rows, cells: &cells, cell_px: (256, 256), title: "" }.draw())
 }

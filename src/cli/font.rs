@@ -1,4 +1,4 @@
-//! Capitals, digits and a few marks, five by seven dots: enough for the labels on the demo's picture.
+//! Capitals, digits and a few marks, five by seven dots: enough for the labels on pictures.
 
 use image::{Rgb, RgbImage};
 
@@ -46,6 +46,10 @@ const GLYPHS: &[(char, [u8; 7])] = &[
     ('.', [0x00, 0x00, 0x00, 0x00, 0x00, 0x0c, 0x0c]),
     (',', [0x00, 0x00, 0x00, 0x00, 0x0c, 0x04, 0x08]),
     ('-', [0x00, 0x00, 0x00, 0x1f, 0x00, 0x00, 0x00]),
+    ('_', [0x00, 0x00, 0x00, 0x00, 0x00, 0x00, 0x1f]),
+    ('+', [0x00, 0x04, 0x04, 0x1f, 0x04, 0x04, 0x00]),
+    ('%', [0x18, 0x19, 0x02, 0x04, 0x08, 0x13, 0x03]),
+    (':', [0x00, 0x0c, 0x0c, 0x00, 0x0c, 0x0c, 0x00]),
 ];
 
 /// How many pixels wide a text is at `dot` pixels a dot.
@@ -58,9 +62,13 @@ pub(super) fn height(dot: u32) -> u32 {
     CELL.1 * dot
 }
 
-/// Writes a text with its upper left corner at `(x, y)`; what lies outside the picture is cut off.
-pub(super) fn draw(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), dot: u32) {
-    const INK: Rgb<u8> = Rgb([36, 36, 42]);
+/// Writes a dark text with its upper left corner at `(x, y)`; what lies outside the picture is cut off.
+pub(super) fn draw(picture: &mut RgbImage, text: &str, at: (u32, u32), dot: u32) {
+    draw_in(Rgb([36, 36, 42]), picture, text, at, dot);
+}
+
+/// The same in any colour.
+pub(super) fn draw_in(ink: Rgb<u8>, picture: &mut RgbImage, text: &str, (x, y): (u32, u32), dot: u32) {
     for (i, letter) in text.to_uppercase().chars().enumerate() {
         let Some((_, rows)) = GLYPHS.iter().find(|(c, _)| *c == letter) else { continue };
         for (row, bits) in (0u32..).zip(rows) {
@@ -68,7 +76,7 @@ pub(super) fn draw(picture: &mut RgbImage, text: &str, (x, y): (u32, u32), dot: 
                 let (left, top) = (x + (i as u32 * CELL.0 + column) * dot, y + row * dot);
                 for (px, py) in (0..dot * dot).map(|n| (left + n % dot, top + n / dot)) {
                     if px < picture.width() && py < picture.height() {
-                        picture.put_pixel(px, py, INK);
+                        picture.put_pixel(px, py, ink);
                     }
                 }
             }

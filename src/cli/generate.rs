@@ -6,11 +6,12 @@ use clap::Args as ClapArgs;
 use serde_json::json;
 
 use super::{
-    Context, embeddings,
-    loras::{self, LoraArg},
-    recipe, setup,
+    Context, embeddings, grid,
+    loras::{self, BlendArgs},
+    recipe, setup, sheet,
 };
 use crate::{
+    adapter::BlendMode,
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files,
@@ -31,18 +32,14 @@ pub(super) struct Args {
     /// mini, sd15, sdxl, a hub id (owner/name[@revision]), a diffusers folder, or a .safetensors file [default: mini]
     #[arg(long, short)]
     pub model: Option<String>,
-    /// A style and its weight, as often as you like: my-style.safetensors:0.8, or :unet=0.8,te=0.4
-    #[arg(long, short, value_name = "FILE[:WEIGHT]", value_parser = setup::hinted::<LoraArg>)]
-    pub lora: Vec<LoraArg>,
-    /// Where the styles named in prompts lie, as often as you like
-    #[arg(long, value_name = "FOLDER")]
-    pub lora_dir: Vec<PathBuf>,
+    #[command(flatten)]
+    pub blending: BlendArgs,
     /// A word with trained vectors (textual inversion), or a folder of them; prompts call it by the file's name
     #[arg(long, value_name = "FILE|FOLDER")]
     pub embedding: Vec<PathBuf>,
-    /// Use a style of which some keys fit nothing
-    #[arg(long)]
-    pub allow_unmatched: bool,
+    /// How styles get into the model: auto, live (as branches) or fused (as weights) [default: auto]
+    #[arg(long, value_name = "MODE", value_parser = setup::hinted::<BlendMode>)]
+    pub lora_mode: Option<BlendMode>,
     /// Denoising steps [default: 25]
     #[arg(long, short)]
     pub steps: Option<usize>,
@@ -88,6 +85,9 @@ pub(super) struct Args {
     /// What weights in prompts do: original, no_norm, ignore [default: original]
     #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Emphasis>)]
     pub emphasis: Option<Emphasis>,
+    /// Draw one picture at N by N weights of the first two styles, from 0 to what is given, as a single labelled picture
+    #[arg(long, value_name = "N")]
+    pub grid: Option<usize>,
     /// Repeat a picture by the recipe in its file; further options change single things
     #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
@@ -111,10 +111,20 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let used = loras::apply(&plan.loras, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
     let mut number = next_number(&args.out);
+    if let Some(n) = args.grid {
+        let path = grid::path(&args.out, number, plan.request.seed);
+        sheet::write_png(&path, &grid::draw(n, &mut pipeline, &plan.request, context)?)?;
+        context.console.close();
+        let object = json!({ "event": "grid", "path": path, "seed": plan.request.seed });
+        context.console.result(&path.display().to_string(), &object);
+        return Ok(());
+    }
     let mut made = Vec::new();
     let Context { console, cancel, .. } = context;
+    // Which mode `auto` has become decides over the last bits.
+    let mode = pipeline.settle_blend(&plan.request)?;
     let mut save = |picture: Generated, _: &mut dyn Observer| {
-        let recipe = plan.recipe(picture.seed, size_px, &used, &words, model_hash.clone());
+        let recipe = plan.recipe(picture.seed, size_px, (&used, mode), &words, model_hash.clone());
         let path = args.out.join(format!("{number:05}-{}.png", picture.seed));
         infotext::write_png(&path, &picture.image, &recipe)?;
         number += 1;

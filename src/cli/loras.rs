@@ -1,22 +1,28 @@
-//! Adapters as users name them: `file.safetensors:0.8` on the command line, `<lora:name:0.8>` in prompts.
+//! Adapters as users name them: `file.safetensors:0.8` on the command line, `<lora:name:0.8>` in prompts, blend files.
 
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
+    sync::Arc,
 };
 
-use super::Context;
+pub(super) use super::folders::stem;
+use super::{Context, blend_file::BlendFile, folders};
 use crate::{
-    adapter::{Blend, LoadOptions, Strength, metadata::FileHashes},
+    adapter::{Blend, BlendMode, LoadOptions, Strength, guard, metadata::FileHashes, strength::Mask},
+    dataset::{Limits, decode},
     error::{Error, Result},
     pipeline::{Pipeline, infotext::LoraUse},
-    prompt::tags::LoraTag,
     weights::reader::SafetensorsFile,
 };
+
+/// More adapters than this are not looked through for overlap unasked: it takes time.
+const GUARDED: usize = 4;
 
 /// `file[:weight]`.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct LoraArg {
+    /// A file, or a name to look for in the library's folders.
     pub path: PathBuf,
     pub strength: Strength,
 }
@@ -24,17 +30,68 @@ pub(super) struct LoraArg {
 impl FromStr for LoraArg {
     type Err = Error;
 
+    /// A file of that very name wins, then the longest part in front of a colon that is a file: names may have colons,
+    /// and so do Windows' drives. If there is no such file, the colon behind `.safetensors` counts, else the first that
+    /// is not a drive's.
     fn from_str(s: &str) -> Result<Self> {
-        // A file of that very name wins: names may have colons, and so do Windows' drives.
+        let file = |path: &str| Path::new(path).is_file();
+        if s.is_empty() {
+            return Err(Error::invalid("expected an adapter's file"));
+        }
         if Path::new(s).exists() {
             return Ok(Self { path: s.into(), strength: Strength::default() });
         }
-        match s.rsplit_once(':') {
-            Some((path, weight)) if !path.is_empty() && !weight.contains(['/', '\\']) => {
-                Ok(Self { path: path.into(), strength: weight.parse()? })
-            }
-            _ => Ok(Self { path: s.into(), strength: Strength::default() }),
+        let colons: Vec<usize> = s.match_indices(':').map(|(i, _)| i).collect();
+        let is_drive = |i: usize| i == 1 && s[i + 1..].starts_with(['\\', '/']);
+        let existing = colons.iter().copied().rev().find(|i| file(&s[..*i]));
+        let named = || colons.iter().copied().find(|i| s[..*i].ends_with(".safetensors"));
+        let first = || colons.iter().copied().find(|i| *i > 0 && !is_drive(*i));
+        match existing.or_else(named).or_else(first) {
+            None => Ok(Self { path: s.into(), strength: Strength::default() }),
+            Some(at) => Ok(Self { path: s[..at].into(), strength: s[at + 1..].parse()? }),
         }
+    }
+}
+
+/// Options of every command that blends.
+#[derive(Debug, Default, Clone, clap::Args)]
+pub(super) struct BlendArgs {
+    /// A style and its weight, as often as you like: my-style.safetensors:0.8, :unet=0.8,te=0.4, :0..1@0-50%, :0.8@mask=left.png, :1,down.0=0.5 (docs/blending.md)
+    #[arg(long, short, value_name = "FILE[:WEIGHT]", value_parser = super::setup::hinted::<LoraArg>)]
+    pub lora: Vec<LoraArg>,
+    /// A file of styles and weights (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub blend: Option<PathBuf>,
+    /// Where styles that are only named lie, as often as you like
+    #[arg(long, value_name = "FOLDER")]
+    pub lora_dir: Vec<PathBuf>,
+    /// Use a style of which some keys fit nothing
+    #[arg(long)]
+    pub allow_unmatched: bool,
+    /// Keep styles that pull the same way from adding up
+    #[arg(long)]
+    pub normalize: bool,
+}
+
+impl BlendArgs {
+    /// True if some adapter is named.
+    pub fn names_any(&self) -> bool {
+        !self.lora.is_empty() || self.blend.is_some()
+    }
+
+    /// What is wanted, with the adapters some text names.
+    pub fn wanted(&self, named: Vec<LoraUse>) -> Result<Wanted> {
+        let file = self.blend.as_deref().map(BlendFile::read).transpose()?.unwrap_or_default();
+        let mut folders = self.lora_dir.clone();
+        folders.extend([PathBuf::from("."), PathBuf::from("loras")]);
+        Ok(Wanted {
+            files: [&self.lora[..], &file.adapters].concat(),
+            named,
+            folders,
+            allow_unmatched: self.allow_unmatched,
+            normalize: self.normalize || file.normalize,
+            mode: file.mode,
+        })
     }
 }
 
@@ -45,72 +102,78 @@ pub(super) struct Wanted {
     pub named: Vec<LoraUse>,
     pub folders: Vec<PathBuf>,
     pub allow_unmatched: bool,
+    pub normalize: bool,
+    pub mode: BlendMode,
 }
 
 /// Loads adapters, blends them into the pipeline and returns what recipes say of them.
 pub(super) fn apply(wanted: &Wanted, pipeline: &mut Pipeline, context: &Context) -> Result<Vec<LoraUse>> {
-    let mut all = wanted.files.clone();
-    for lora in &wanted.named {
-        let LoraTag { name, te, unet } = &lora.tag;
-        all.push(LoraArg { path: find(name, &wanted.folders)?, strength: Strength::split(*unet, *te) });
+    let (blend, used) = load(wanted, pipeline, context)?;
+    let guarded = blend.entries.len() <= GUARDED;
+    let may_be_much = blend.entries.len() > 1
+        || blend.entries.iter().any(|e| e.strength.at_peak().unet().peak().abs() > guard::LIMIT);
+    pipeline.set_blend(blend)?;
+    if guarded && may_be_much {
+        for warning in pipeline.blend_report()?.warnings {
+            context.console.note(&format!("warning: {warning}"));
+        }
     }
-    let known: Vec<Option<&str>> = std::iter::repeat_n(None, wanted.files.len())
-        .chain(wanted.named.iter().map(|l| l.hash.as_deref()))
-        .collect();
-    let (mut blend, mut used) = (Blend::new(), Vec::new());
-    for (lora, expected) in all.iter().zip(known) {
+    Ok(used)
+}
+
+/// Loads adapters without applying them.
+pub(super) fn load(
+    wanted: &Wanted,
+    pipeline: &mut Pipeline,
+    context: &Context,
+) -> Result<(Blend, Vec<LoraUse>)> {
+    let mut all = Vec::new();
+    for lora in &wanted.files {
+        let path = folders::file_or_named(&lora.path, &wanted.folders)?;
+        all.push((LoraArg { path, strength: lora.strength.clone() }, None));
+    }
+    for lora in &wanted.named {
+        let path = folders::find(&lora.name, &wanted.folders)?;
+        all.push((LoraArg { path, strength: lora.strength.clone() }, lora.hash.as_deref()));
+    }
+    let mut blend = Blend { mode: wanted.mode, normalize: wanted.normalize, ..Blend::new() };
+    let mut used = Vec::new();
+    for (LoraArg { path, mut strength }, expected) in all {
         let options = LoadOptions { allow_unmatched: wanted.allow_unmatched, ..LoadOptions::default() };
-        let adapter = pipeline.load_adapter(&lora.path, &options)?;
-        let name = stem(&lora.path);
+        let adapter = pipeline.load_adapter(&path, &options)?;
+        let name = stem(&path);
         let report = &adapter.report;
         let total = report.matched + report.unmatched.len();
         context.console.note(&format!(
-            "{name}: {}, {} of {total} keys, weight {}",
-            report.dialect, report.matched, lora.strength
+            "{name}: {}, {} of {total} keys, weight {strength}",
+            report.dialect, report.matched
         ));
         for warning in report.warnings.iter().cloned().chain(report.unmatched.iter().map(ToString::to_string))
         {
             context.console.note(&format!("warning: {name}: {warning}"));
         }
-        let hash = FileHashes::of(&SafetensorsFile::open(&lora.path)?).auto_v3;
+        let hash = FileHashes::of(&SafetensorsFile::open(&path)?).auto_v3;
         if let Some(expected) = expected.filter(|e| *e != hash) {
             context.console.note(&format!(
                 "warning: {} is another file than the recipe names (hash {hash}, expected {expected}): \
                  the picture will differ",
-                lora.path.display()
+                path.display()
             ));
         }
-        let tag =
-            LoraTag { name: name.clone(), te: lora.strength.text_encoder(), unet: lora.strength.unet() };
-        used.push(LoraUse { tag, hash: Some(hash) });
-        blend = blend.with(name, adapter, lora.strength);
+        strength.read_mask(&mut read_mask)?;
+        used.push(LoraUse { name: name.clone(), strength: strength.clone(), hash: Some(hash) });
+        blend = blend.with(name, adapter, strength);
     }
-    pipeline.set_blend(blend)?;
-    Ok(used)
+    Ok((blend, used))
 }
 
-/// The file a prompt or a recipe means by a name.
-fn find(name: &str, folders: &[PathBuf]) -> Result<PathBuf> {
-    let mut seen = Vec::new();
-    for folder in folders {
-        let exact = folder.join(format!("{name}.safetensors"));
-        if exact.is_file() {
-            return Ok(exact);
-        }
-        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-        let files = entries.map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "safetensors"));
-        seen.extend(files.map(|p| stem(&p)));
-    }
-    seen.sort();
-    let error = Error::unknown("adapter", name, seen.iter().map(String::as_str));
-    let hint = error.hint().unwrap_or_default().to_owned();
-    let looked: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
-    Err(error
-        .with_hint(format!("{hint}; looked in {}: `--lora-dir` names another folder", looked.join(", "))))
-}
-
-pub(super) fn stem(path: &Path) -> String {
-    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+/// A mask with its absolute path, which is what recipes name.
+fn read_mask(path: &Path) -> Result<Mask> {
+    let limits = Limits { min_side_px: 1, ..Limits::default() };
+    let pixels =
+        decode::read(path, &limits).map_err(|e| e.context("the mask of an adapter's weight"))?.pixels;
+    let picture = Arc::new(image::DynamicImage::from(pixels).into_luma8());
+    Ok(Mask { path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()), picture })
 }
 
 #[cfg(test)]
@@ -127,7 +190,34 @@ mod tests {
         );
         assert_eq!(parse("a:unet=0.5,te=0")?.strength, Strength::split(0.5, 0.0));
         assert_eq!(parse(r"C:\loras\a.safetensors")?.path, PathBuf::from(r"C:\loras\a.safetensors"));
+        let both = parse(r#"C:\loras\a.safetensors:0.8@mask="D:\masks\m.png""#)?;
+        assert_eq!(both.path, PathBuf::from(r"C:\loras\a.safetensors"));
+        assert_eq!(both.strength.region().and_then(|r| r.file()), Some(Path::new(r"D:\masks\m.png")));
+        assert_eq!(parse("a.safetensors:0.8@mask=masks/m.png")?.path, PathBuf::from("a.safetensors"));
         assert!(parse("a.safetensors:strong").is_err());
+        assert!(parse("").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn existing_files_win_over_weights() -> Result<()> {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let name = |name: &str| folder.path().join(name).display().to_string();
+        for file in ["x", "x:0.5", "x:0.5:2"] {
+            std::fs::write(name(file), b"").expect("a file");
+        }
+        for (text, path, weight) in [
+            ("x:0.5", "x:0.5", 1.0),
+            ("x:0.5:0.3", "x:0.5", 0.3),
+            ("x:0.7", "x", 0.7),
+            ("x:0.5:2:4", "x:0.5:2", 4.0),
+        ] {
+            let found = name(text).parse::<LoraArg>()?;
+            assert_eq!(
+                (found.path.display().to_string(), found.strength),
+                (name(path), Strength::uniform(weight))
+            );
+        }
         Ok(())
     }
 }

@@ -61,7 +61,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     for lora in &args.adapters {
         context.cancel.check()?;
         let adapter = adapter_files::load(&lora.path, &table, args.files.allow_unmatched, context)?;
-        blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength);
+        blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength.clone());
     }
     if blend.is_base() {
         return Err(Error::invalid("all weights are 0, so there is nothing to merge")

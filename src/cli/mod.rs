@@ -2,14 +2,19 @@
 
 mod adapter_files;
 mod bake;
+mod blend_file;
 mod check;
+mod check_blend;
 mod console;
 mod convert;
 mod demo;
 mod embeddings;
 mod extract;
+mod folders;
 mod font;
 mod generate;
+mod grid;
+mod heat_map;
 mod inspect;
 mod library;
 mod loras;
@@ -20,6 +25,7 @@ mod recipe;
 mod resize;
 mod seed;
 mod setup;
+mod sheet;
 mod train;
 
 use std::{
@@ -72,6 +78,8 @@ enum Command {
     Convert(convert::Args),
     /// Show and edit what a file says of itself
     Metadata(metadata::Args),
+    /// Say how much a blend of styles changes the model, and what adds up
+    CheckBlend(Box<check_blend::Args>),
     /// Say what adapters' files hold
     Inspect(inspect::Args),
     /// Prove that adapters fit a model, key by key, and say how much they change
@@ -133,6 +141,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Metadata(args) => metadata::run(&args, context),
         Command::Resize(args) => resize::run(&args, context),
         Command::Convert(args) => convert::run(&args, context),
+        Command::CheckBlend(args) => check_blend::run(&args, context),
         Command::Inspect(args) => inspect::run(&args, context),
         Command::Check(args) => check::run(&args, context),
         Command::Library(args) => library::run(&args, context),

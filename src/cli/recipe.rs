@@ -4,18 +4,20 @@ use std::path::{Path, PathBuf};
 
 use super::{Context, embeddings, generate::Args, loras::Wanted, seed};
 use crate::{
+    adapter::BlendMode,
     error::{Error, Result},
     pipeline::{
         GenerateRequest, InitImage,
         infotext::{self, EmbeddingUse, LoraUse, Recipe},
     },
-    prompt::tags,
 };
 
 /// Keys of ours that the web UI has no word for.
 const INIT_IMAGE: &str = "Init image";
 const CFG_RESCALE: &str = "CFG rescale";
 const EMPHASIS: &str = "Emphasis";
+const LORA_MODE: &str = "Lora mode";
+const LORA_NORMALIZE: &str = "Lora normalize";
 
 /// What will be drawn.
 #[derive(Debug)]
@@ -32,12 +34,12 @@ pub(super) struct Plan {
 /// Joins options and recipe: an option given by the user always wins.
 pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     let recipe = args.from.as_deref().map(read).transpose()?.unwrap_or_default();
-    let (prompt, tags) = match &args.prompt {
-        Some(typed) => tags::extract(typed)?,
+    let (prompt, mut named) = match &args.prompt {
+        Some(typed) => LoraUse::extract(typed)?,
         None => (recipe.prompt.clone(), Vec::new()),
     };
-    let mut named: Vec<LoraUse> = tags.into_iter().map(|tag| LoraUse { tag, hash: None }).collect();
-    if args.lora.is_empty() && named.is_empty() {
+    let repeated = !args.blending.names_any() && named.is_empty();
+    if repeated {
         named.clone_from(&recipe.loras);
     }
     let init = args.init.clone().or_else(|| other(&recipe, INIT_IMAGE).map(PathBuf::from));
@@ -56,10 +58,15 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
         init: open_init(init.as_deref(), args, &recipe)?,
         ..request(args, &recipe)?
     };
-    let mut folders = args.lora_dir.clone();
-    folders.extend(args.from.as_deref().and_then(Path::parent).map(folder_or_here));
-    folders.extend([PathBuf::from("."), PathBuf::from("loras"), args.out.clone()]);
-    let loras = Wanted { files: args.lora.clone(), named, folders, allow_unmatched: args.allow_unmatched };
+    let mut loras = args.blending.wanted(named)?;
+    let beside = args.from.as_deref().and_then(Path::parent).map(folder_or_here);
+    loras.folders.splice(args.blending.lora_dir.len()..args.blending.lora_dir.len(), beside);
+    loras.folders.push(args.out.clone());
+    if repeated {
+        loras.normalize |= other(&recipe, LORA_NORMALIZE).is_some();
+        loras.mode = other(&recipe, LORA_MODE).and_then(|mode| mode.parse().ok()).unwrap_or_default();
+    }
+    loras.mode = args.lora_mode.unwrap_or(loras.mode);
     let embeddings = embeddings(args, &recipe, &request);
     if args.from.is_some() && args.model.is_none() && recipe.model.is_none() {
         context.console.note("warning: the recipe names no model; `mini` is used");
@@ -119,12 +126,18 @@ impl Plan {
         &self,
         seed: u64,
         size_px: (usize, usize),
-        loras: &[LoraUse],
+        (loras, mode): (&[LoraUse], BlendMode),
         embeddings: &[EmbeddingUse],
         model_hash: Option<String>,
     ) -> Recipe {
         let request = &self.request;
         let mut other = Vec::new();
+        if !loras.is_empty() {
+            other.push((LORA_MODE.to_owned(), mode.name().to_owned()));
+        }
+        if !loras.is_empty() && self.loras.normalize {
+            other.push((LORA_NORMALIZE.to_owned(), "true".to_owned()));
+        }
         if request.cfg_rescale != 0.0 {
             other.push((CFG_RESCALE.to_owned(), request.cfg_rescale.to_string()));
         }

@@ -1,0 +1,90 @@
+//! Blending through the binary: the grammar of weights, blend files, recipes, the guard, the grid.
+
+use std::{fs, path::Path};
+
+use assert_cmd::Command;
+use predicates::str::contains;
+use tempfile::TempDir;
+
+fn scumble(folder: &Path) -> Command {
+    let mut command = Command::cargo_bin("scumble").unwrap();
+    command.current_dir(folder).env("HF_HOME", folder.join("hf")).env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// A library with two styles, and a mask that is white on the left.
+fn studio() -> TempDir {
+    let dir = TempDir::new().unwrap();
+    let adapters = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/adapters");
+    fs::create_dir(dir.path().join("loras")).unwrap();
+    for name in ["riso.safetensors", "blueprint.safetensors"] {
+        fs::copy(adapters.join(name), dir.path().join("loras").join(name)).unwrap();
+    }
+    let mask = image::GrayImage::from_fn(64, 64, |x, _| image::Luma([if x < 32 { 255 } else { 0 }]));
+    mask.save(dir.path().join("left, half.png")).unwrap();
+    dir
+}
+
+fn pixels(path: &Path) -> Vec<u8> {
+    image::open(path).unwrap().into_rgb8().into_raw()
+}
+
+const QUICK: [&str; 6] = ["--size", "64x64", "--steps", "3", "--seed", "7"];
+
+#[test]
+fn a_recipe_holds_every_weight() {
+    let dir = studio();
+    let root = dir.path();
+    fs::write(
+        root.join("mix.toml"),
+        "normalize = true\n[[adapter]]\nfile = \"loras/blueprint.safetensors\"\nweight = 0.9\nmask = \"left, half.png\"\n",
+    )
+    .unwrap();
+    let prompt = "cat, flat icon <lora:riso:0.4:0..1@0-50%:mid=0.5>";
+    let draw = [&["generate", prompt, "--blend", "mix.toml"], &QUICK[..]].concat();
+    scumble(root).args(&draw).assert().success().stderr(contains("weight unet=0..1@0-50%,te=0.4,mid=0.5"));
+    let first = root.join("out/00001-7.png");
+    scumble(root).args(["generate", "--from", "out/00001-7.png", "--out", "again"]).assert().success();
+    assert_eq!(pixels(&root.join("again/00001-7.png")), pixels(&first));
+    let plain = [&["generate", "cat, flat icon", "--out", "plain"], &QUICK[..]].concat();
+    scumble(root).args(&plain).assert().success();
+    assert_ne!(pixels(&root.join("plain/00001-7.png")), pixels(&first));
+    // A mask that is gone is named, not left out.
+    fs::remove_file(root.join("left, half.png")).unwrap();
+    let again = scumble(root).args(["generate", "--from", "out/00001-7.png"]).assert().code(1);
+    again.stderr(contains("left, half.png"));
+}
+
+#[test]
+fn the_guard_names_culprits() {
+    let dir = studio();
+    let root = dir.path();
+    let check = ["check-blend", "--lora", "riso:0.6", "--lora", "blueprint:0.6", "--heat-map", "heat.png"];
+    scumble(root).args(check).assert().success().stdout(contains("riso and blueprint: cosine"));
+    assert!(root.join("heat.png").is_file());
+    let twice = ["check-blend", "--lora", "riso:1.5", "--lora", "loras/riso.safetensors:1"];
+    let run = scumble(root).args(twice).assert().code(1);
+    run.stderr(contains("riso and riso pull the same way")).stderr(contains("--normalize"));
+    let run = scumble(root).args(twice).arg("--json").assert().code(1);
+    let lines = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+    let line = lines.lines().find(|line| line.contains("\"event\":\"blend\"")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(line).unwrap();
+    assert_eq!(json["adapters"][0]["weight"], "1.5");
+    assert!(json["blocks"][0]["sum"].as_f64() > json["blocks"][0]["limit"].as_f64());
+    scumble(root).args(["check-blend"]).assert().code(1).stderr(contains("no adapter to check"));
+}
+
+#[test]
+fn a_grid_shows_both_axes() {
+    let dir = studio();
+    let root = dir.path();
+    let draw = ["generate", "cat", "--lora", "riso", "--lora", "blueprint:0.8", "--grid", "2"];
+    scumble(root)
+        .args([&draw[..], &QUICK[..]].concat())
+        .assert()
+        .success()
+        .stdout(contains("00001-7-grid.png"));
+    let grid = image::open(root.join("out/00001-7-grid.png")).unwrap();
+    assert!(grid.width() > 2 * 192 && grid.height() > 2 * 192);
+    scumble(root).args(["generate", "cat", "--grid", "3"]).assert().code(1).stderr(contains("there is none"));
+}
