@@ -69,7 +69,7 @@ fn train_draw_and_repeat() {
         .args(["inspect", "my-style.safetensors"])
         .assert()
         .success()
-        .stdout(contains("rank     4"))
+        .stdout(contains("IN01        8  4          4"))
         .stdout(contains("blueprint style"));
 }
 

@@ -16,7 +16,7 @@ use crate::{
     files,
     pipeline::GenerateRequest,
     progress::{Event, Observer as _, Stage},
-    training::{TrainConfig, TrainOutcome, Trainer, UnetLayers},
+    training::{TrainConfig, TrainOutcome, Trainer, UnetLayers, state_path},
 };
 
 /// Options of `demo`.
@@ -133,6 +133,8 @@ fn config(args: &Args, images: &Path, out: &Path) -> TrainConfig {
     TrainConfig {
         images: images.to_path_buf(),
         out: out.to_path_buf(),
+        // A demo that was stopped goes on by itself.
+        resume: state_path(out).exists(),
         steps: args.steps,
         batch_size: 4,
         rank: 16,

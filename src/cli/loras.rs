@@ -9,11 +9,12 @@ use std::{
 pub(super) use super::folders::stem;
 use super::{Context, blend_file::BlendFile, folders};
 use crate::{
-    adapter::{Blend, BlendMode, LoadOptions, Strength, guard, metadata::FileHashes, strength::Mask},
+    adapter::{
+        Blend, BlendMode, LoadOptions, Strength, format::folder, guard, metadata::FileHashes, strength::Mask,
+    },
     dataset::{Limits, decode},
     error::{Error, Result},
     pipeline::{Pipeline, infotext::LoraUse},
-    weights::reader::SafetensorsFile,
 };
 
 /// More adapters than this are not looked through for overlap unasked: it takes time.
@@ -152,7 +153,7 @@ pub(super) fn load(
         {
             context.console.note(&format!("warning: {name}: {warning}"));
         }
-        let hash = FileHashes::of(&SafetensorsFile::open(&path)?).auto_v3;
+        let hash = FileHashes::of(&folder::map(&path)?).auto_v3;
         if let Some(expected) = expected.filter(|e| *e != hash) {
             context.console.note(&format!(
                 "warning: {} is another file than the recipe names (hash {hash}, expected {expected}): \

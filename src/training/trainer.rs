@@ -91,6 +91,7 @@ impl Trainer {
         let Self { config, model } = self;
         on_large_stack(observer, |observer| {
             check_writable(&config.out)?;
+            check_kept(config)?;
             let model = match model {
                 Some(model) => model.clone(),
                 None => open(config, observer, cancel)?,
@@ -308,9 +309,6 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         if !path.exists() {
-            let message =
-                format!("nothing to resume: there is no {}; starting at the first step", path.display());
-            observer.observe(&Event::Warning { message: &message });
             return Ok(());
         }
         let state = State::load(&path, &self.names)?;
@@ -336,6 +334,23 @@ impl<'a> Run<'a> {
             observer.observe(&Event::Warning { message: &message });
         }
         Ok(())
+    }
+}
+
+/// Refuses to lose earlier work: a stopped run by a forgotten `resume`, a finished adapter by a `resume` too many.
+fn check_kept(config: &TrainConfig) -> Result<()> {
+    let state = state_path(&config.out);
+    match (config.resume, state.exists()) {
+        (false, true) => {
+            Err(Error::file(&state, "keeps a run that was stopped, which this one would replace").with_hint(
+                "add `--resume` to go on from there; or delete that file, or choose another `--out`",
+            ))
+        }
+        (true, false) if config.out.exists() => {
+            Err(Error::file(&config.out, "is finished: there is no state beside it to resume from")
+                .with_hint("choose another `--out`, or leave out `--resume` to train it anew"))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -193,9 +193,16 @@ fn a_resumed_run_equals_an_uninterrupted_one() -> Result<()> {
     let kept = Adapter::load(&adapter, &table, &LoadOptions::default())?;
     assert_eq!(kept.metadata.get("ss_steps"), Some(step.to_string().as_str()));
 
+    let forgotten = TrainConfig { resume: false, ..config.clone() };
+    let error = train(&forgotten, Family::Sd1).expect_err("the stopped run would be lost");
+    assert!(error.hint().unwrap_or_default().contains("--resume"), "{error}");
+
     let (_, losses) = train(&config, Family::Sd1)?;
     assert_eq!(losses.len() as u64, 6 - step);
     assert!(bytes(&config)? == whole, "the adapters differ");
+    let error = train(&config, Family::Sd1).expect_err("the finished adapter would be lost");
+    assert!(error.to_string().contains("is finished"), "{error}");
+    assert!(bytes(&config)? == whole, "the adapter was touched");
     Ok(())
 }
 
