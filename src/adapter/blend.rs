@@ -32,7 +32,7 @@ pub enum BlendMode {
 }
 
 /// Adapters with strengths, applied together: live ([`super::Live`]) or fused ([`super::fuse::fuse`]).
-/// The order does not matter but for rounding.
+/// The order matters where a delta depends on the weight it meets: DoRA, the OFT family, IA³ and GLoRA.
 #[derive(Debug, Clone, Default)]
 pub struct Blend {
     /// In the order the user gave them.

@@ -3,14 +3,12 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use candle_core::{DType, Device, Tensor};
-use rayon::{
-    iter::{IntoParallelRefIterator as _, ParallelIterator as _},
-    slice::ParallelSlice as _,
-};
+use candle_core::Tensor;
+use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 
 use super::{
     Adapter, Delta, LoadOptions, LoadReport, NameTable,
+    delta::{f32_of, frobenius},
     format::{self, prefix, suffix},
     report::Reason,
     similarity::Factors,
@@ -120,7 +118,7 @@ pub fn changes(
             rank: delta.rank(),
             alpha: delta.alpha(),
             change: change(delta, &base).map_err(located)?,
-            base: norm(&base)?,
+            base: frobenius(&base)?,
         })
     };
     let mut changes: Vec<LayerChange> = layers.par_iter().map(change).collect::<Result<_>>()?;
@@ -138,16 +136,5 @@ fn change(delta: &Delta, base: &Tensor) -> Result<f64> {
     {
         return Ok(factors.norm());
     }
-    norm(&(delta.apply(base, 1.0)? - base)?)
-}
-
-/// Summed in f64.
-fn norm(tensor: &Tensor) -> Result<f64> {
-    let values = tensor.flatten_all()?.to_vec1::<f32>()?;
-    let squares = |piece: &[f32]| piece.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-    Ok(values.par_chunks(1 << 16).map(squares).sum::<f64>().sqrt())
-}
-
-fn f32_of(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
+    frobenius(&(delta.apply(base, 1.0)? - base)?)
 }

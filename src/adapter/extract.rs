@@ -4,8 +4,9 @@ use candle_core::{DType, Tensor};
 
 use super::{
     Adapter, Delta, Group, LowRank, Metadata, NameTable,
+    delta::frobenius,
     layers::{self, Progress},
-    merge::{frobenius, record_ranks},
+    merge::record_ranks,
     resize::{Cut, in_dtype},
     svd::Svd,
     truncate::{LayerLoss, low_rank},

@@ -9,12 +9,15 @@ mod report;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{DType, Device, Tensor};
-use rayon::{iter::ParallelIterator as _, slice::ParallelSlice as _};
+use candle_core::{DType, Tensor};
 
 pub use report::{ALIKE, BlendReport, BlockEnergy, LIMIT, Overlap, Warning};
 
-use super::{Blend, Delta, Parts, Strength, delta::Branch, parts};
+use super::{
+    Blend, Delta, Parts, Strength,
+    delta::{Branch, f32_of, frobenius},
+    parts,
+};
 use crate::{error::Result, nn::LayerPath};
 
 /// The adapters' inner products on every layer they touch.
@@ -92,7 +95,7 @@ impl LayerEnergy {
                 (gram[i * k + j], gram[j * k + i]) = (inner, inner);
             }
         }
-        Ok(Some(Self { path: path.clone(), base: norm(base)?, entries, gram }))
+        Ok(Some(Self { path: path.clone(), base: frobenius(base)?, entries, gram }))
     }
 
     /// ‖Σ mᵢΔWᵢ‖² and Σ ‖mᵢΔWᵢ‖², over the entries that meet at the place where that is most.
@@ -190,17 +193,6 @@ impl Change {
             (Self::Full(a), Self::Full(b)) => sum(&(a * b)?),
         }
     }
-}
-
-/// ‖W‖, summed in f64 in pieces: a model has a billion of them.
-fn norm(base: &Tensor) -> Result<f64> {
-    let values = f32_of(base)?.flatten_all()?.to_vec1::<f32>()?;
-    let squares = |piece: &[f32]| piece.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-    Ok(values.par_chunks(1 << 16).map(squares).sum::<f64>().sqrt())
-}
-
-fn f32_of(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
 }
 
 fn sum(tensor: &Tensor) -> Result<f64> {

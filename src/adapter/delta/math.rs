@@ -1,6 +1,7 @@
 //! What the algorithms share: reading tensors as f32, contractions, checks.
 
 use candle_core::{DType, Device, Tensor};
+use rayon::{iter::ParallelIterator as _, slice::ParallelSlice as _};
 
 use crate::{
     error::{Error, Result},
@@ -21,8 +22,15 @@ pub(crate) fn f32_of_base(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// f32 on the CPU, whatever it was.
-pub(super) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
+pub(crate) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
     f32_on(tensor, &Device::Cpu)
+}
+
+/// ‖W‖, summed in f64 in pieces: a model has a billion of them.
+pub(crate) fn frobenius(tensor: &Tensor) -> Result<f64> {
+    let values = f32_of(tensor)?.flatten_all()?.to_vec1::<f32>()?;
+    let squares = |piece: &[f32]| piece.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
+    Ok(values.par_chunks(1 << 16).map(squares).sum::<f64>().sqrt())
 }
 
 /// True without NaN and infinity.

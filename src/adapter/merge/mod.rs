@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{
     Adapter, Blend, Delta, LowRank, NameTable,
-    delta::Branch,
+    delta::{Branch, frobenius},
     embedding,
     layers::{self, Progress},
     resize::{Cut, in_dtype},
@@ -370,9 +370,4 @@ pub(crate) fn stored_dtype(delta: &Delta) -> DType {
 
 fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.flatten_all()?.to_vec1()?)
-}
-
-/// In f64: the square of a sum of small squares.
-pub(crate) fn frobenius(tensor: &Tensor) -> Result<f64> {
-    Ok(numbers(tensor)?.into_iter().map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt())
 }
