@@ -9,9 +9,9 @@ use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use super::{
     Adapter, Delta, LoadOptions, LoadReport, NameTable,
     delta::{f32_of, frobenius},
+    factors::Factors,
     format::{self, prefix, suffix},
     report::Reason,
-    similarity::Factors,
 };
 use crate::{
     error::{Error, Result},

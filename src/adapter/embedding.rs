@@ -7,10 +7,10 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use sha2::{Digest as _, Sha256};
 
-use super::{Blend, Lineage, NameTable, Unmatched, report::Reason};
+use super::{Blend, Lineage, NameTable, Unmatched, delta::numbers, report::Reason};
 use crate::{
     error::{Error, Result},
     nn::{LayerPath, Part},
@@ -335,10 +335,6 @@ fn read(file: &SafetensorsFile, key: &str) -> Result<Tensor> {
         return Err(wrong("has values that are NaN or infinite".into()));
     }
     Ok(tensor.reshape((n, d))?)
-}
-
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
 }
 
 #[cfg(test)]

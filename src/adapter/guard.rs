@@ -9,13 +9,14 @@ mod report;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 
 pub use report::{ALIKE, BlendReport, BlockEnergy, LIMIT, Overlap, Warning};
 
 use super::{
     Blend, Delta, Parts, Strength,
-    delta::{Branch, f32_of, frobenius},
+    delta::{f32_of, frobenius, inner},
+    factors::Factors,
     parts,
 };
 use crate::{error::Result, nn::LayerPath};
@@ -156,7 +157,8 @@ impl Apart {
 
 /// ΔW as factors if it has them.
 enum Change {
-    Factors { down: Tensor, up: Tensor, scale: f64 },
+    Factors(Factors),
+    /// (o, i·k).
     Full(Tensor),
 }
 
@@ -167,7 +169,7 @@ impl Change {
             return Ok(None);
         }
         Ok(Some(match delta.branch(base.dims())? {
-            Some(Branch { down, up, scale }) => Self::Factors { down: down.flatten_from(1)?, up, scale },
+            Some(branch) => Self::Factors(Factors::new(branch)?),
             None => {
                 let change = if delta.is_additive() {
                     delta.weight(base.dims())?
@@ -182,21 +184,13 @@ impl Change {
 
     fn inner(&self, other: &Self) -> Result<f64> {
         match (self, other) {
-            (Self::Factors { down, up, scale }, Self::Factors { down: d, up: u, scale: s }) => {
-                let (outer, inner) = (up.t()?.matmul(u)?, down.matmul(&d.t()?)?);
-                Ok(scale * s * sum(&(outer * inner)?)?)
+            (Self::Factors(a), Self::Factors(b)) => a.inner(b),
+            (Self::Factors(factors), Self::Full(full)) | (Self::Full(full), Self::Factors(factors)) => {
+                factors.inner_with(full)
             }
-            (Self::Factors { down, up, scale }, Self::Full(full))
-            | (Self::Full(full), Self::Factors { down, up, scale }) => {
-                Ok(scale * sum(&(up.t()?.matmul(full)? * down)?)?)
-            }
-            (Self::Full(a), Self::Full(b)) => sum(&(a * b)?),
+            (Self::Full(a), Self::Full(b)) => inner(a, b),
         }
     }
-}
-
-fn sum(tensor: &Tensor) -> Result<f64> {
-    Ok(tensor.to_dtype(DType::F64)?.sum_all()?.to_scalar::<f64>()?)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ pub mod delta;
 mod eigen;
 pub mod embedding;
 pub mod extract;
+mod factors;
 pub mod format;
 pub mod fuse;
 pub mod guard;

@@ -16,16 +16,8 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Device, Tensor};
-
-use super::{
-    Adapter, Branch, Delta, NameTable,
-    delta::{HadamardFactor, KroneckerFactor, LoHa, LoKr},
-};
+use super::{Adapter, NameTable, delta::inner, factors::Factors};
 use crate::{error::Result, nn::LayerPath};
-
-/// Above this, an exact factorisation of a `LoHa` or `LoKr` is no longer one of low rank.
-const MAX_RANK: usize = 1024;
 
 /// An adapter's layers as factors.
 #[derive(Debug, Default)]
@@ -48,21 +40,6 @@ pub struct Similarity {
     pub shared: usize,
 }
 
-/// ΔW = up · down, and what one side alone gives.
-#[derive(Debug)]
-pub(super) struct Factors {
-    /// (o, r), with the scale.
-    up: Tensor,
-    /// (r, i·k).
-    down: Tensor,
-    /// (r, r): UᵀU and DDᵀ.
-    grams: [Tensor; 2],
-    /// ‖ΔW‖.
-    norm: f64,
-    /// ‖ΔWΔWᵀ‖, which is ‖ΔWᵀΔW‖ too.
-    fourth: f64,
-}
-
 impl Profile {
     /// Of an adapter for the model of `table`.
     ///
@@ -77,7 +54,7 @@ impl Profile {
             };
             match factors {
                 Some(factors) => {
-                    profile.energy += factors.norm * factors.norm;
+                    profile.energy += factors.norm().powi(2);
                     profile.layers.insert(path.clone(), factors);
                 }
                 None => profile.left_out += 1,
@@ -101,9 +78,9 @@ impl Profile {
         for (path, ours) in &self.layers {
             let Some(theirs) = other.layers.get(path) else { continue };
             result.shared += 1;
-            let weight = ours.norm * theirs.norm / whole;
+            let weight = ours.norm() * theirs.norm() / whole;
             if weight.is_finite() && weight > 0.0 {
-                let (subspace, cosine) = ours.compare(theirs)?;
+                let (subspace, cosine) = compare(ours, theirs)?;
                 result.subspace += weight * subspace;
                 result.cosine += weight * cosine;
             }
@@ -112,118 +89,34 @@ impl Profile {
     }
 }
 
-impl Factors {
-    /// `None` for what has no low rank whatever the base weight is. Of a `DoRA` the direction before its lengths are
-    /// set.
-    pub fn of(delta: &Delta, shape: &[usize]) -> Result<Option<Self>> {
-        let branch = match delta {
-            Delta::Dora(dora) => return Self::of(&dora.inner, shape),
-            Delta::Beside(beside) => return Self::of(&beside.inner, shape),
-            Delta::LoHa(loha) => hadamard(loha)?,
-            Delta::LoKr(lokr) => kronecker(lokr)?,
-            _ => delta.branch(shape)?,
-        };
-        branch.map(Self::new).transpose()
-    }
-
-    fn new(Branch { down, up, scale }: Branch) -> Result<Self> {
-        let down = down.flatten_from(1)?;
-        let up = (up * scale)?;
-        let grams = [up.t()?.matmul(&up)?, down.matmul(&down.t()?)?];
-        let norm = dot(&grams[0], &grams[1])?.max(0.0).sqrt();
-        let fourth = fourth(&grams[0], &grams[1])?.max(0.0).sqrt();
-        Ok(Self { up, down, grams, norm, fourth })
-    }
-
-    /// ‖ΔW‖.
-    pub fn norm(&self) -> f64 {
-        self.norm
-    }
-
-    /// Subspace similarity and cosine.
-    fn compare(&self, other: &Self) -> Result<(f64, f64)> {
-        let outer = self.up.t()?.matmul(&other.up)?; // r r'
-        let inner = self.down.matmul(&other.down.t()?)?; // r r'
-        let [up, down] = &self.grams;
-        let [other_up, other_down] = &other.grams;
-        // ‖ΔWᵀΔW'‖² = tr(DDᵀ M D'D'ᵀ Mᵀ) with M = UᵀU', and the mirror image of it.
-        let outputs = dot(&down.matmul(&outer)?, &outer.matmul(other_down)?)?;
-        let inputs = dot(&up.matmul(&inner)?, &inner.matmul(other_up)?)?;
-        let subspace = (outputs + inputs) / (2.0 * self.fourth * other.fourth);
-        let cosine = dot(&outer, &inner)? / (self.norm * other.norm);
-        Ok((subspace.clamp(0.0, 1.0), cosine.clamp(-1.0, 1.0)))
-    }
+/// Subspace similarity and cosine.
+fn compare(ours: &Factors, theirs: &Factors) -> Result<(f64, f64)> {
+    let [outer, inside] = ours.cross(theirs)?; // r r'
+    let ([up, down], [other_up, other_down]) = (&ours.grams, &theirs.grams);
+    // ‖ΔWᵀΔW'‖² = tr(DDᵀ M D'D'ᵀ Mᵀ) with M = UᵀU', and the mirror image of it.
+    let outputs = inner(&down.matmul(&outer)?, &outer.matmul(other_down)?)?;
+    let inputs = inner(&up.matmul(&inside)?, &inside.matmul(other_up)?)?;
+    let subspace = (outputs + inputs) / (2.0 * fourth(ours)? * fourth(theirs)?);
+    let cosine = inner(&outer, &inside)? / (ours.norm() * theirs.norm());
+    Ok((subspace.clamp(0.0, 1.0), cosine.clamp(-1.0, 1.0)))
 }
 
-/// tr(DDᵀ UᵀU DDᵀ UᵀU).
-fn fourth(up: &Tensor, down: &Tensor) -> Result<f64> {
-    dot(&down.matmul(up)?, &up.matmul(down)?)
-}
-
-/// Σ a ⊙ b, in f64.
-fn dot(a: &Tensor, b: &Tensor) -> Result<f64> {
-    Ok((a.to_dtype(DType::F64)? * b.to_dtype(DType::F64)?)?.sum_all()?.to_scalar::<f64>()?)
-}
-
-/// (A₁B₁) ⊙ (A₂B₂) is of rank r²: each row of the up factor is the product of A₁'s and A₂'s.
-fn hadamard(loha: &LoHa) -> Result<Option<Branch>> {
-    let (first, second) = (&loha.first, &loha.second);
-    if first.core.is_some() || second.core.is_some() {
-        return Ok(None);
-    }
-    let factors = |f: &HadamardFactor| -> Result<(Tensor, Tensor)> {
-        Ok((f32_of(&f.a)?.flatten_from(1)?, f32_of(&f.b)?.flatten_from(1)?))
-    };
-    let ((a1, b1), (a2, b2)) = (factors(first)?, factors(second)?);
-    let ((o, r1), (_, r2), n) = (a1.dims2()?, a2.dims2()?, b1.dim(1)?);
-    if r1 * r2 > MAX_RANK {
-        return Ok(None);
-    }
-    let up = a1.reshape((o, r1, 1))?.broadcast_mul(&a2.reshape((o, 1, r2))?)?.reshape((o, r1 * r2))?;
-    let down = b1.reshape((r1, 1, n))?.broadcast_mul(&b2.reshape((1, r2, n))?)?.reshape((r1 * r2, n))?;
-    let scale = loha.alpha.map_or(1.0, |alpha| alpha / loha.rank() as f64);
-    Ok(Some(Branch { down, up, scale }))
-}
-
-/// (A₁B₁) ⊗ (A₂B₂) = (A₁ ⊗ A₂) (B₁ ⊗ B₂). A small matrix stored whole is its own product with 1.
-fn kronecker(lokr: &LoKr) -> Result<Option<Branch>> {
-    let factors = |f: &KroneckerFactor| -> Result<Option<(Tensor, Tensor)>> {
-        Ok(match f {
-            KroneckerFactor::Whole(whole) => {
-                let whole = f32_of(whole)?.flatten_from(1)?;
-                let one = Tensor::eye(whole.dim(0)?, DType::F32, &Device::Cpu)?;
-                Some((one, whole))
-            }
-            KroneckerFactor::Product { a, b } => {
-                Some((f32_of(a)?.flatten_from(1)?, f32_of(b)?.flatten_from(1)?))
-            }
-            KroneckerFactor::Tucker { .. } => None,
-        })
-    };
-    let (Some((a1, b1)), Some((a2, b2))) = (factors(&lokr.first)?, factors(&lokr.second)?) else {
-        return Ok(None);
-    };
-    if a1.dim(1)? * a2.dim(1)? > MAX_RANK {
-        return Ok(None);
-    }
-    Ok(Some(Branch { down: kron(&b1, &b2)?, up: kron(&a1, &a2)?, scale: lokr.scale() }))
-}
-
-fn kron(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    let ((p, q), (m, n)) = (a.dims2()?, b.dims2()?);
-    let product = a.reshape((p, 1, q, 1))?.broadcast_mul(&b.reshape((1, m, 1, n))?)?;
-    Ok(product.reshape((p * m, q * n))?)
-}
-
-fn f32_of(tensor: &Tensor) -> Result<Tensor> {
-    Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)
+/// ‖ΔWΔWᵀ‖, which is ‖ΔWᵀΔW‖ too: the root of tr(DDᵀ UᵀU DDᵀ UᵀU).
+fn fourth(factors: &Factors) -> Result<f64> {
+    let [up, down] = &factors.grams;
+    Ok(inner(&down.matmul(up)?, &up.matmul(down)?)?.max(0.0).sqrt())
 }
 
 #[cfg(test)]
 mod tests {
+    use candle_core::{Device, Tensor};
+
     use super::*;
     use crate::{
-        adapter::LowRank,
+        adapter::{
+            Delta, LowRank,
+            delta::{HadamardFactor, KroneckerFactor, LoHa, LoKr},
+        },
         nn::Part,
         random::{Rng, Stream},
     };
@@ -240,7 +133,7 @@ mod tests {
     }
 
     fn squares(t: &Tensor) -> Result<f64> {
-        dot(t, t)
+        inner(t, t)
     }
 
     /// The definition, with full matrices.
@@ -250,7 +143,7 @@ mod tests {
         let outputs = squares(&a.t()?.matmul(&b)?)?;
         let inputs = squares(&a.matmul(&b.t()?)?)?;
         let subspace = (outputs + inputs) / (2.0 * norm(&a)? * norm(&b)?);
-        Ok((subspace, dot(&a, &b)? / (squares(&a)? * squares(&b)?).sqrt()))
+        Ok((subspace, inner(&a, &b)? / (squares(&a)? * squares(&b)?).sqrt()))
     }
 
     #[test]
@@ -272,7 +165,7 @@ mod tests {
             let ours = Factors::of(a, &SHAPE)?.expect("low rank");
             assert!((ours.norm() / squares(&a.weight(&SHAPE)?)?.sqrt() - 1.0).abs() < 1e-5);
             for b in &deltas {
-                let found = ours.compare(&Factors::of(b, &SHAPE)?.expect("low rank"))?;
+                let found = compare(&ours, &Factors::of(b, &SHAPE)?.expect("low rank"))?;
                 let expected = by_full_deltas(a, b)?;
                 let far = (found.0 - expected.0).abs().max((found.1 - expected.1).abs());
                 assert!(far < 1e-5, "{} and {}: {found:?}, {expected:?}", a.algorithm(), b.algorithm());

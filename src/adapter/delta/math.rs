@@ -1,7 +1,10 @@
 //! What the algorithms share: reading tensors as f32, contractions, checks.
 
 use candle_core::{DType, Device, Tensor};
-use rayon::{iter::ParallelIterator as _, slice::ParallelSlice as _};
+use rayon::{
+    iter::{IndexedParallelIterator as _, ParallelIterator as _},
+    slice::ParallelSlice as _,
+};
 
 use crate::{
     error::{Error, Result},
@@ -26,11 +29,33 @@ pub(crate) fn f32_of(tensor: &Tensor) -> Result<Tensor> {
     f32_on(tensor, &Device::Cpu)
 }
 
-/// ‖W‖, summed in f64 in pieces: a model has a billion of them.
+/// ‖W‖, see [`inner`].
 pub(crate) fn frobenius(tensor: &Tensor) -> Result<f64> {
-    let values = f32_of(tensor)?.flatten_all()?.to_vec1::<f32>()?;
-    let squares = |piece: &[f32]| piece.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>();
-    Ok(values.par_chunks(1 << 16).map(squares).sum::<f64>().sqrt())
+    let values = numbers(tensor)?;
+    Ok(sum_of_products(&values, &values).sqrt())
+}
+
+/// ⟨a, b⟩ = Σ a ⊙ b of two tensors of one shape.
+pub(crate) fn inner(a: &Tensor, b: &Tensor) -> Result<f64> {
+    if a.dims() != b.dims() {
+        return Err(Error::invalid(format!("shapes {:?} and {:?} differ", a.dims(), b.dims())));
+    }
+    Ok(sum_of_products(&numbers(a)?, &numbers(b)?))
+}
+
+/// In f64, as products of small numbers underflow; in pieces, as a model has a billion of them; the pieces in order, so
+/// that the sum does not depend on who was free to do which.
+fn sum_of_products(a: &[f32], b: &[f32]) -> f64 {
+    const PIECE: usize = 1 << 16;
+    let sum =
+        |(a, b): (&[f32], &[f32])| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    let sums: Vec<f64> = a.par_chunks(PIECE).zip(b.par_chunks(PIECE)).map(sum).collect();
+    sums.into_iter().sum()
+}
+
+/// Row by row, in f32 on the CPU.
+pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
+    Ok(f32_of(tensor)?.flatten_all()?.to_vec1()?)
 }
 
 /// True without NaN and infinity.

@@ -29,7 +29,7 @@ pub use loha::{HadamardFactor, LoHa};
 pub use lokr::{KroneckerFactor, LoKr};
 pub use low_rank::{Branch, LowRank};
 pub(crate) use low_rank::{add_branches, branch_shape};
-pub(crate) use math::{all_finite, check_tensor, f32_of, f32_of_base, frobenius};
+pub(crate) use math::{all_finite, check_tensor, f32_of, f32_of_base, frobenius, inner, numbers};
 pub use norm::Norm;
 pub use oft::{Oft, OftForm};
 pub use oft_v2::{OftSeries, OftV2};

@@ -1,4 +1,4 @@
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 use super::*;
 use crate::{
@@ -40,10 +40,6 @@ fn adapter(seed: u64, layers: usize) -> Result<Arc<Adapter>> {
     Ok(Arc::new(Adapter { layers, ..Adapter::default() }))
 }
 
-fn norm(tensor: &Tensor) -> Result<f64> {
-    Ok(sum(&tensor.sqr()?)?.sqrt())
-}
-
 #[test]
 fn factors_give_the_norms_of_the_full_deltas() -> Result<()> {
     let mut net = Net::new()?;
@@ -57,7 +53,7 @@ fn factors_give_the_norms_of_the_full_deltas() -> Result<()> {
     let full = |adapter: &Adapter, i: usize| adapter.layers[&path(i)].weight(&[12, 9]);
     let sum = ((full(&a, 0)? * 1.2)? + (full(&b, 0)? * -0.7)?)?;
     for (i, expected) in [sum, (full(&a, 1)? * 1.2)?].iter().enumerate() {
-        let expected = norm(expected)? / norm(net.0[i].weight())?;
+        let expected = frobenius(expected)? / frobenius(net.0[i].weight())?;
         let found = report.blocks[i].total;
         assert!(
             (found / expected - 1.0).abs() < 1e-5,

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 
 use super::{
     Adapter, Blend, Delta, LowRank, NameTable,
-    delta::{Branch, frobenius},
+    delta::{Branch, frobenius, numbers},
     embedding,
     layers::{self, Progress},
     resize::{Cut, in_dtype},
@@ -366,8 +366,4 @@ pub(crate) fn stored_dtype(delta: &Delta) -> DType {
         }
         _ => DType::F32,
     }
-}
-
-fn numbers(tensor: &Tensor) -> Result<Vec<f32>> {
-    Ok(tensor.flatten_all()?.to_vec1()?)
 }
