@@ -158,3 +158,39 @@ impl Algorithm for Beside {
         self.inner.check_shapes(shape)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::LowRank;
+    use super::*;
+    use crate::adapter::delta::by_hand::{Known, LINEAR, assert_additive, weight_of};
+
+    #[test]
+    fn a_sparse_residual_is_added_once() -> Result<()> {
+        let (down, up) = (Known::random(1, &[2, 4])?, Known::random(2, &[6, 2])?);
+        let inner = LowRank { down: down.tensor.clone(), up: up.tensor.clone(), mid: None, alpha: Some(2.0) };
+        let residual = |rows: [i64; 2], columns: [i64; 2], size: [i64; 2]| -> Result<Delta> {
+            let sparse = Sparse {
+                indices: Tensor::new(&[rows, columns], &Device::Cpu)?,
+                values: Tensor::new(&[0.25f32, -3.0], &Device::Cpu)?,
+                size: Tensor::new(&size, &Device::Cpu)?,
+            };
+            let inner = Box::new(Delta::LowRank(inner.clone()));
+            Ok(Delta::Beside(Beside { inner, residual: Some(sparse), bias: None }))
+        };
+        let mut expected =
+            weight_of(LINEAR, |o, i, _| (0..2).map(|a| up.at(&[o, a]) * down.at(&[a, i])).sum::<f64>());
+        expected[1] += 0.25;
+        expected[5 * 4 + 3] -= 3.0;
+        assert_additive("sparse residual", &residual([0, 5], [1, 3], [6, 4])?, LINEAR, &expected);
+        for (rows, columns, size) in [
+            ([0, 6], [1, 3], [6, 4]),
+            ([0, -1], [1, 3], [6, 4]),
+            ([0, 5], [1, 4], [6, 4]),
+            ([0, 5], [1, 3], [4, 6]),
+        ] {
+            assert!(residual(rows, columns, size)?.check(LINEAR).is_err());
+        }
+        Ok(())
+    }
+}

@@ -89,3 +89,49 @@ impl Algorithm for Boft {
         rotation::check_constraint(self.constraint)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{
+        Known, Matrix, assert_close, assert_unchanged_at_zero, capped, identity, plus, rotation_of, skew,
+    };
+
+    #[test]
+    fn boft_turns_rows_at_growing_distances() -> Result<()> {
+        let shape = &[8, 3];
+        let (w, b, n, factors, m) = (Known::random(1, shape)?, 2, 4, 3, 0.6);
+        let blocks = Known::of(&(Known::random(2, &[factors, n, b, b])?.tensor * 0.3)?)?;
+        let scale = capped(&blocks, b, 0.1 * 8.0);
+        let mut rows: Matrix = (0..8).map(|o| (0..3).map(|i| w.at(&[o, i])).collect()).collect();
+        for factor in 0..factors {
+            let half = (b / 2) << factor;
+            // Row (c, g, h) of (·, 2, half) comes at place (c, h, g).
+            let place = |row: usize| {
+                let (c, g, h) = (row / (2 * half), row / half % 2, row % half);
+                c * 2 * half + h * 2 + g
+            };
+            let mut ordered = rows.clone();
+            for (row, values) in rows.iter().enumerate() {
+                ordered[place(row)].clone_from(values);
+            }
+            let mut turned = ordered.clone();
+            for block in 0..n {
+                let r = rotation_of(&skew(&blocks, &[factor, block], b, scale));
+                let r = plus(&identity(b), m, &plus(&r, -1.0, &identity(b)));
+                for x in 0..b {
+                    for i in 0..3 {
+                        turned[block * b + x][i] = (0..b).map(|y| r[x][y] * ordered[block * b + y][i]).sum();
+                    }
+                }
+            }
+            for row in 0..8 {
+                rows[row].clone_from(&turned[place(row)]);
+            }
+        }
+        let delta = Delta::Boft(Boft { blocks: blocks.tensor.clone(), constraint: Some(0.1), rescale: None });
+        delta.check(shape)?;
+        assert_close("BOFT", &delta.apply(&w.tensor, m)?, &rows.concat());
+        assert_unchanged_at_zero(&delta, &w.tensor)
+    }
+}

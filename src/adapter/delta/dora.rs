@@ -190,7 +190,13 @@ impl Algorithm for Dora {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::random::{Rng, Stream};
+    use crate::{
+        adapter::delta::{
+            HadamardFactor, KroneckerFactor, LoHa, LoKr, LowRank,
+            by_hand::{CONV, Known, LINEAR, assert_close, assert_unchanged_at_zero, weight_of},
+        },
+        random::{Rng, Stream},
+    };
 
     /// The plain operations are what other devices compute.
     #[test]
@@ -207,6 +213,90 @@ mod tests {
                     assert!(difference.abs()?.max_all()?.to_scalar::<f32>()? < 1e-6);
                 }
             }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn dora_on_both_axes_over_anything_additive() -> Result<()> {
+        let w = Known::random(1, CONV)?;
+        let low_rank = Delta::LowRank(LowRank {
+            down: Known::random(2, &[2, 4, 3, 2])?.tensor,
+            up: Known::random(3, &[6, 2, 1, 1])?.tensor,
+            mid: None,
+            alpha: Some(1.0),
+        });
+        let loha = Delta::LoHa(LoHa {
+            first: HadamardFactor {
+                a: Known::random(4, &[6, 2])?.tensor,
+                b: Known::random(5, &[2, 24])?.tensor,
+                core: None,
+            },
+            second: HadamardFactor {
+                a: Known::random(6, &[6, 2])?.tensor,
+                b: Known::random(7, &[2, 24])?.tensor,
+                core: None,
+            },
+            alpha: Some(1.0),
+        });
+        let lokr = Delta::LoKr(LoKr {
+            first: KroneckerFactor::Whole(Known::random(8, &[2, 2])?.tensor),
+            second: KroneckerFactor::Whole(Known::random(9, &[3, 2, 3, 2])?.tensor),
+            alpha: None,
+            whole_scale: None,
+        });
+        for inner in [low_rank, loha, lokr] {
+            let v = Known::of(&(&w.tensor + inner.weight(CONV)?)?)?;
+            for axis in [MagnitudeAxis::Output, MagnitudeAxis::Input] {
+                let length = if axis == MagnitudeAxis::Output { 6 } else { 4 };
+                let magnitude = Known::random(10, &[length])?;
+                let channel = |o: usize, i: usize| if axis == MagnitudeAxis::Output { o } else { i };
+                let mut squares = vec![0.0; length];
+                for (place, value) in v.values.iter().enumerate() {
+                    squares[channel(place / 24, place / 6 % 4)] += value * value;
+                }
+                for m in [1.0, 0.4] {
+                    let expected = weight_of(CONV, |o, i, k| {
+                        let at = [o, i, k / 2, k % 2];
+                        let c = channel(o, i);
+                        let goal = magnitude.at(&[c]) * v.at(&at) / squares[c].sqrt();
+                        w.at(&at) + m * (goal - w.at(&at))
+                    });
+                    let delta = Delta::Dora(Dora {
+                        inner: Box::new(inner.clone()),
+                        magnitude: magnitude.tensor.clone(),
+                        axis,
+                    });
+                    delta.check(CONV)?;
+                    assert_close(delta.algorithm(), &delta.apply(&w.tensor, m)?, &expected);
+                    assert_unchanged_at_zero(&delta, &w.tensor)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_magnitudes_axis_is_told_by_key_then_by_shape() -> Result<()> {
+        use MagnitudeAxis::{Input, Output};
+        let square: &[usize] = &[4, 4, 3, 3];
+        for (dims, peft, shape, expected) in [
+            (&[6, 1][..], false, LINEAR, Some(Output)),
+            (&[1, 4], false, LINEAR, Some(Input)),
+            (&[6, 1, 1, 1], false, CONV, Some(Output)),
+            (&[1, 4, 1, 1], false, CONV, Some(Input)),
+            // The same tensor under two names.
+            (&[1, 4, 1, 1], false, square, Some(Input)),
+            (&[1, 4, 1, 1], true, square, Some(Output)),
+            (&[1, 6, 1, 1], true, CONV, Some(Output)),
+            (&[6], false, LINEAR, Some(Output)),
+            (&[4], false, LINEAR, Some(Input)),
+            (&[4], true, &[4, 4], Some(Output)),
+            (&[5], false, LINEAR, None),
+            (&[1, 5], true, LINEAR, None),
+            (&[2, 3], false, LINEAR, None),
+        ] {
+            assert_eq!(MagnitudeAxis::of(dims, peft, shape).ok(), expected, "{dims:?} {peft} {shape:?}");
         }
         Ok(())
     }

@@ -66,3 +66,21 @@ impl Algorithm for Full {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{Known, LINEAR, POINT, assert_additive, assert_close};
+
+    #[test]
+    fn a_difference_is_added_to_weight_and_bias() -> Result<()> {
+        let (diff, diff_b) = (Known::random(4, POINT)?, Known::random(5, &[6])?);
+        let full = Full { weight: Some(diff.tensor.clone()), bias: Some(diff_b.tensor.clone()) };
+        assert_additive("full", &Delta::Full(full), LINEAR, &diff.values);
+        let alone = Delta::Full(Full { weight: None, bias: Some(diff_b.tensor.clone()) });
+        alone.check(LINEAR)?;
+        let made = alone.apply_bias(None, -2.0)?.expect("a bias where there was none");
+        assert_close("a new bias", &made, &diff_b.values.iter().map(|x| -2.0 * x).collect::<Vec<_>>());
+        Ok(())
+    }
+}

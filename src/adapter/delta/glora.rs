@@ -154,3 +154,59 @@ impl Algorithm for Glora {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{
+        CONV, Known, LINEAR, assert_close, assert_unchanged_at_zero, weight_of,
+    };
+
+    #[test]
+    fn glora_in_both_layouts() -> Result<()> {
+        for shape in [LINEAR, CONV] {
+            let (o, i, kernel, r) = (shape[0], shape[1], shape[2..].iter().product::<usize>(), 2);
+            let w = Known::random(1, &[o, i, kernel])?;
+            let (a1, a2) = (Known::random(2, &[i, r])?, Known::random(3, &[r, i])?);
+            let (b1, b2) = (Known::random(4, &[o, r])?, Known::random(5, &[r, i, kernel])?);
+            let expected = |m: f64| {
+                weight_of(shape, |o, j, k| {
+                    let mut sum = 0.0;
+                    for p in 0..r {
+                        sum += b1.at(&[o, p]) * b2.at(&[p, j, k]);
+                        sum +=
+                            (0..i).map(|x| w.at(&[o, x, k]) * a1.at(&[x, p])).sum::<f64>() * a2.at(&[p, j]);
+                    }
+                    w.at(&[o, j, k]) + m * 1.5 * sum
+                })
+            };
+            let base = w.reshaped(shape)?;
+            let b2_stored = b2.reshaped(&[&[r, i], &shape[2..]].concat())?;
+            let new = Glora {
+                a1: a1.tensor.clone(),
+                a2: a2.tensor.clone(),
+                b1: b1.tensor.clone(),
+                b2: b2_stored,
+                core: None,
+                alpha: Some(3.0),
+            };
+            let old = Glora {
+                a1: new.a2.clone(),
+                a2: new.a1.clone(),
+                b1: new.b2.clone(),
+                b2: new.b1.clone(),
+                ..new.clone()
+            };
+            for glora in [new, old] {
+                let delta = Delta::Glora(glora.of_either_layout(shape)?);
+                delta.check(shape)?;
+                assert!(delta.weight(shape).is_err_and(|e| e.hint().is_some()));
+                for m in [1.0, -0.6] {
+                    assert_close("GLoRA", &delta.apply(&base, m)?, &expected(m));
+                }
+                assert_unchanged_at_zero(&delta, &base)?;
+            }
+        }
+        Ok(())
+    }
+}

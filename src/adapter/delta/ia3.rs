@@ -66,3 +66,31 @@ impl Algorithm for Ia3 {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{CONV, Known, assert_close, weight_of};
+
+    #[test]
+    fn ia3_scales_outputs_or_inputs() -> Result<()> {
+        let (w, b) = (Known::random(1, CONV)?, Known::random(2, &[6])?);
+        for (on_input, scales_bias, length) in [(false, false, 6), (false, true, 6), (true, true, 4)] {
+            let scale = Known::random(3, &[length])?;
+            let stored = scale.reshaped(&[1, length, 1, 1])?;
+            let delta = Delta::Ia3(Ia3 { scale: stored, on_input, scales_bias });
+            delta.check(CONV)?;
+            let channel = |o: usize, i: usize| scale.at(&[if on_input { i } else { o }]);
+            let expected =
+                weight_of(CONV, |o, i, k| w.at(&[o, i, k / 2, k % 2]) * (1.0 + 0.8 * channel(o, i)));
+            assert_close("IA³", &delta.apply(&w.tensor, 0.8)?, &expected);
+            let bias = delta.apply_bias(Some(&b.tensor), 0.8)?;
+            assert_eq!(bias.is_some(), scales_bias && !on_input);
+            if let Some(bias) = bias {
+                let expected: Vec<f64> = (0..6).map(|o| b.at(&[o]) * (1.0 + 0.8 * scale.at(&[o]))).collect();
+                assert_close("IA³'s bias", &bias, &expected);
+            }
+        }
+        Ok(())
+    }
+}

@@ -113,3 +113,55 @@ impl HadamardFactor {
         )))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{CONV, Known, LINEAR, assert_additive, weight_of};
+
+    #[test]
+    fn loha_plain_and_with_cores() -> Result<()> {
+        for (shape, four) in [(LINEAR, false), (CONV, false), (CONV, true)] {
+            let (o, i, kernel, r) = (shape[0], shape[1], shape[2..].iter().product::<usize>(), 3);
+            let a = [Known::random(1, &[o, r])?, Known::random(2, &[o, r])?];
+            let b = [Known::random(3, &[r, i, kernel])?, Known::random(4, &[r, i, kernel])?];
+            let expected = weight_of(shape, |o, i, k| {
+                let part = |n: usize| (0..r).map(|p| a[n].at(&[o, p]) * b[n].at(&[p, i, k])).sum::<f64>();
+                2.0 / 3.0 * part(0) * part(1)
+            });
+            let factor = |n: usize| -> Result<HadamardFactor> {
+                let (a_dims, b_dims) = if four {
+                    (vec![o, r, 1, 1], vec![r, i, shape[2], shape[3]])
+                } else {
+                    (vec![o, r], vec![r, i * kernel])
+                };
+                Ok(HadamardFactor { a: a[n].reshaped(&a_dims)?, b: b[n].reshaped(&b_dims)?, core: None })
+            };
+            let delta = Delta::LoHa(LoHa { first: factor(0)?, second: factor(1)?, alpha: Some(2.0) });
+            assert_additive("LoHa", &delta, shape, &expected);
+        }
+        let a = [Known::random(1, &[3, 6])?, Known::random(2, &[3, 6])?];
+        let b = [Known::random(3, &[3, 4])?, Known::random(4, &[3, 4])?];
+        let t = [Known::random(5, &[3, 3, 3, 2])?, Known::random(6, &[3, 3, 3, 2])?];
+        let expected = weight_of(CONV, |o, i, k| {
+            let part = |n: usize| {
+                let mut sum = 0.0;
+                for p in 0..3 {
+                    for q in 0..3 {
+                        sum += t[n].at(&[p, q, k / 2, k % 2]) * a[n].at(&[p, o]) * b[n].at(&[q, i]);
+                    }
+                }
+                sum
+            };
+            part(0) * part(1)
+        });
+        let factor = |n: usize| HadamardFactor {
+            a: a[n].tensor.clone(),
+            b: b[n].tensor.clone(),
+            core: Some(t[n].tensor.clone()),
+        };
+        let delta = Delta::LoHa(LoHa { first: factor(0), second: factor(1), alpha: None });
+        assert_additive("LoHa (Tucker)", &delta, CONV, &expected);
+        Ok(())
+    }
+}

@@ -223,3 +223,70 @@ impl KroneckerFactor {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{CONV, Known, assert_additive, weight_of};
+
+    #[test]
+    fn lokr_in_every_form_and_its_scale() -> Result<()> {
+        use KroneckerFactor::{Product, Tucker, Whole};
+        // (2 × 2) ⊗ (3 × 2) = 6 × 4
+        let (a, b) = (Known::random(1, &[2, 2])?, Known::random(2, &[2, 2])?);
+        let w1_product = |o: usize, i: usize| (0..2).map(|p| a.at(&[o, p]) * b.at(&[p, i])).sum::<f64>();
+        let whole1 = Known::random(3, &[2, 2])?;
+        let (c, d) = (Known::random(4, &[3, 1])?, Known::random(5, &[1, 2, 6])?);
+        let whole2 = Known::random(6, &[3, 2, 3, 2])?;
+        let (ta, tb, tc) =
+            (Known::random(7, &[1, 3])?, Known::random(8, &[1, 2])?, Known::random(9, &[1, 1, 3, 2])?);
+        let kron = |w1: &dyn Fn(usize, usize) -> f64, w2: &dyn Fn(usize, usize, usize) -> f64, s: f64| {
+            weight_of(CONV, |o, i, k| s * w1(o / 3, i / 2) * w2(o % 3, i % 2, k))
+        };
+        let product = |x: &Known, y: &Known| Product { a: x.tensor.clone(), b: y.tensor.clone() };
+        let d_flat = Known::of(&d.reshaped(&[1, 12])?)?;
+        let w2_product = |o: usize, i: usize, k: usize| c.at(&[o, 0]) * d.at(&[0, i, k]);
+        let w2_whole = |o: usize, i: usize, k: usize| whole2.at(&[o, i, k / 2, k % 2]);
+        let w2_tucker =
+            |o: usize, i: usize, k: usize| tc.at(&[0, 0, k / 2, k % 2]) * ta.at(&[0, o]) * tb.at(&[0, i]);
+        let tucker = || Tucker { a: ta.tensor.clone(), b: tb.tensor.clone(), core: tc.tensor.clone() };
+        let w1_whole = |o: usize, i: usize| whole1.at(&[o, i]);
+        let make = |first: KroneckerFactor, second: KroneckerFactor| LoKr {
+            first,
+            second,
+            alpha: Some(0.5),
+            whole_scale: None,
+        };
+        for (what, lokr, expected) in [
+            (
+                "both whole: 1",
+                make(Whole(whole1.tensor.clone()), Whole(whole2.tensor.clone())),
+                kron(&w1_whole, &w2_whole, 1.0),
+            ),
+            (
+                "second factored: alpha / its rank",
+                make(Whole(whole1.tensor.clone()), product(&c, &d_flat)),
+                kron(&w1_whole, &w2_product, 0.5),
+            ),
+            (
+                "both factored: the second's rank",
+                make(product(&a, &b), product(&c, &d_flat)),
+                kron(&w1_product, &w2_product, 0.5),
+            ),
+            (
+                "first factored: alpha / its rank",
+                make(product(&a, &b), Whole(whole2.tensor.clone())),
+                kron(&w1_product, &w2_whole, 0.25),
+            ),
+            ("Tucker", make(Whole(whole1.tensor.clone()), tucker()), kron(&w1_whole, &w2_tucker, 0.5)),
+        ] {
+            assert_additive(what, &Delta::LoKr(lokr), CONV, &expected);
+        }
+        let other = LoKr {
+            whole_scale: Some(0.125),
+            ..make(Whole(whole1.tensor.clone()), Whole(whole2.tensor.clone()))
+        };
+        assert_additive("override", &Delta::LoKr(other), CONV, &kron(&w1_whole, &w2_whole, 0.125));
+        Ok(())
+    }
+}

@@ -199,3 +199,52 @@ pub(crate) fn add_branches(base: &Tensor, branches: &[Branch]) -> Result<Tensor>
     let sum = Tensor::from_vec(sum, stored.shape(), &Device::Cpu)?;
     Ok(if spatial { sum.permute((0, 3, 1, 2))? } else { sum })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{CONV, Known, LINEAR, POINT, assert_additive, weight_of};
+
+    #[test]
+    fn low_rank_in_every_storage() -> Result<()> {
+        for (shape, r) in [(LINEAR, 3), (POINT, 2), (CONV, 3), (CONV, 9)] {
+            let (o, i, kernel) = (shape[0], shape[1], shape[2..].iter().product::<usize>());
+            let (down, up) = (Known::random(1, &[r, i, kernel])?, Known::random(2, &[o, r])?);
+            let expected = weight_of(shape, |o, i, k| {
+                1.5 / r as f64 * (0..r).map(|a| up.at(&[o, a]) * down.at(&[a, i, k])).sum::<f64>()
+            });
+            let mut downs = vec![down.reshaped(&[r, i * kernel])?];
+            if shape.len() == 4 {
+                downs.push(down.reshaped(&[r, i, shape[2], shape[3]])?);
+            }
+            if kernel == 1 {
+                downs.push(down.reshaped(&[r, i, 1, 1])?);
+            }
+            for down in &downs {
+                for up in [up.tensor.clone(), up.reshaped(&[o, r, 1, 1])?] {
+                    let delta =
+                        Delta::LowRank(LowRank { down: down.clone(), up, mid: None, alpha: Some(1.5) });
+                    assert_additive("LoRA", &delta, shape, &expected);
+                }
+            }
+        }
+        let (down, mid, up) = (
+            Known::random(3, &[2, 4, 1, 1])?,
+            Known::random(4, &[2, 2, 3, 2])?,
+            Known::random(5, &[6, 2, 1, 1])?,
+        );
+        let expected = weight_of(CONV, |o, i, k| {
+            let mut sum = 0.0;
+            for a in 0..2 {
+                for b in 0..2 {
+                    sum += up.at(&[o, a]) * mid.at(&[a, b, k / 2, k % 2]) * down.at(&[b, i]);
+                }
+            }
+            sum
+        });
+        let delta =
+            Delta::LowRank(LowRank { down: down.tensor, up: up.tensor, mid: Some(mid.tensor), alpha: None });
+        assert_additive("LoCon", &delta, CONV, &expected);
+        Ok(())
+    }
+}

@@ -2,6 +2,8 @@
 
 mod beside;
 mod boft;
+#[cfg(test)]
+mod by_hand;
 mod dora;
 mod full;
 mod glora;
@@ -14,8 +16,6 @@ mod norm;
 mod oft;
 mod oft_v2;
 mod rotation;
-#[cfg(test)]
-mod tests;
 
 use candle_core::{Device, Tensor};
 

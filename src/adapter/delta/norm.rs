@@ -46,3 +46,20 @@ impl Algorithm for Norm {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{Known, LINEAR, assert_close};
+
+    #[test]
+    fn a_norm_is_of_one_dimension() -> Result<()> {
+        let (b, diff) = (Known::random(2, &[6])?, Known::random(5, &[6])?);
+        let norm = Delta::Norm(Norm(Full { weight: Some(diff.tensor.clone()), bias: None }));
+        norm.check(&[6])?;
+        assert!(norm.check(LINEAR).is_err());
+        let sum: Vec<f64> = b.values.iter().zip(&diff.values).map(|(w, d)| w + 0.5 * d).collect();
+        assert_close("norm", &norm.apply(&b.tensor, 0.5)?, &sum);
+        Ok(())
+    }
+}

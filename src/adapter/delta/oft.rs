@@ -141,3 +141,70 @@ impl Algorithm for Oft {
         rotation::check_constraint(self.alpha())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+    use crate::adapter::delta::by_hand::{
+        CONV, Known, LINEAR, Matrix, assert_close, assert_unchanged_at_zero, capped, identity, plus,
+        rotation_of, skew, weight_of,
+    };
+
+    #[test]
+    fn oft_turns_blocks_of_outputs() -> Result<()> {
+        let (w, b, n) = (Known::random(1, CONV)?, 3, 2);
+        let blocks = Known::of(&(Known::random(2, &[n, b, b])?.tensor * 0.2)?)?;
+        let rescale = Known::random(3, &[6, 1, 1, 1])?;
+        for (constraint, with_rescale, m) in
+            [(None, false, 1.0), (None, true, 1.0), (Some(0.05), false, 1.0), (Some(1e3), false, 0.3)]
+        {
+            let scale = constraint.map_or(1.0, |c| capped(&blocks, b, c * 6.0));
+            let rotations: Vec<Matrix> = (0..n)
+                .map(|j| {
+                    plus(
+                        &identity(b),
+                        m,
+                        &plus(&rotation_of(&skew(&blocks, &[j], b, scale)), -1.0, &identity(b)),
+                    )
+                })
+                .collect();
+            let expected = weight_of(CONV, |o, i, k| {
+                let (block, row) = (o / b, o % b);
+                let turned: f64 =
+                    (0..b).map(|x| rotations[block][x][row] * w.at(&[block * b + x, i, k / 2, k % 2])).sum();
+                if with_rescale { turned * (1.0 + m * (rescale.at(&[o]) - 1.0)) } else { turned }
+            });
+            let delta = Delta::Oft(Oft::new(
+                blocks.tensor.clone(),
+                OftForm::Cayley { constraint },
+                with_rescale.then(|| rescale.tensor.clone()),
+            ));
+            delta.check(CONV)?;
+            assert_close("OFT", &delta.apply(&w.tensor, m)?, &expected);
+            assert_unchanged_at_zero(&delta, &w.tensor)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn finished_rotations_and_residuals_agree() -> Result<()> {
+        let blocks = (Known::random(2, &[2, 3, 3])?.tensor * 0.1)?;
+        let eye = Tensor::eye(3, DType::F32, &Device::Cpu)?;
+        let rotations = blocks.broadcast_add(&eye)?;
+        let (form_r, form_d) = (OftForm::of_oft_diag(&rotations)?, OftForm::of_oft_diag(&blocks)?);
+        assert_eq!((form_r, form_d), (OftForm::Rotation, OftForm::Residual));
+        assert!(OftForm::of_oft_diag(&rotations.affine(1.0, 0.6)?).is_err());
+        let w = Known::random(1, LINEAR)?;
+        let expected = weight_of(LINEAR, |o, i, _| {
+            let r = Known::of(&rotations).expect("values");
+            (0..3).map(|x| r.at(&[o / 3, x, o % 3]) * w.at(&[o / 3 * 3 + x, i])).sum()
+        });
+        for (blocks, form) in [(rotations.clone(), form_r), (blocks, form_d)] {
+            let delta = Delta::Oft(Oft::new(blocks, form, None));
+            assert_close("oft_diag", &delta.apply(&w.tensor, 1.0)?, &expected);
+        }
+        Ok(())
+    }
+}

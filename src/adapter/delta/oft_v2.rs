@@ -117,3 +117,66 @@ impl Algorithm for OftV2 {
         if fits { Ok(()) } else { Err(self.refuse(shape)) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::delta::by_hand::{
+        CONV, Known, LINEAR, Matrix, assert_close, assert_unchanged_at_zero, identity, plus, product,
+        rotation_of,
+    };
+
+    #[test]
+    fn oft_v2_turns_blocks_of_inputs() -> Result<()> {
+        for (shape, shared, opposite) in [(LINEAR, false, false), (CONV, false, true), (CONV, true, false)] {
+            let inputs: usize = shape[1..].iter().product();
+            let (b, m) = (4, 0.7);
+            let n = if shared { 1 } else { inputs / b };
+            let w = Known::random(1, &[shape[0], inputs])?;
+            let stored = Known::of(&(Known::random(2, &[n, b * (b - 1) / 2])?.tensor * 0.2)?)?;
+            let q = |block: usize, scale: f64| -> Matrix {
+                let mut q = vec![vec![0.0; b]; b];
+                let upper = (0..b).flat_map(|i| (i + 1..b).map(move |j| (i, j)));
+                for (next, (i, j)) in upper.enumerate() {
+                    let value = scale * stored.at(&[if shared { 0 } else { block }, next]);
+                    (q[i][j], q[j][i]) = (value, -value);
+                }
+                q
+            };
+            let five_terms = |q: &Matrix| {
+                let (q2, one) = (product(q, q), identity(b));
+                let (q3, q4) = (product(&q2, q), product(&q2, &q2));
+                plus(&plus(&plus(&plus(&one, 2.0, q), 2.0, &q2), 2.0, &q3), 1.0, &q4)
+            };
+            for (series, scaled) in
+                [(OftSeries::Neumann(5), false), (OftSeries::Neumann(5), true), (OftSeries::Exact, false)]
+            {
+                let scale = if scaled { 0.5 / (b as f64 - 1.0).sqrt() } else { 1.0 };
+                let rotation = |block: usize| match series {
+                    OftSeries::Neumann(_) => five_terms(&q(block, scale)),
+                    // The inverse of the Cayley transform is that of -Q.
+                    OftSeries::Exact => rotation_of(&q(block, -scale)),
+                };
+                let expected: Vec<f64> = (0..shape[0] * inputs)
+                    .map(|place| {
+                        let (o, column) = (place / inputs, place % inputs);
+                        let r = plus(&identity(b), m, &plus(&rotation(column / b), -1.0, &identity(b)));
+                        (0..b)
+                            .map(|x| {
+                                let turn = if opposite { r[x][column % b] } else { r[column % b][x] };
+                                w.at(&[o, column / b * b + x]) * turn
+                            })
+                            .sum()
+                    })
+                    .collect();
+                let skew = stored.tensor.clone();
+                let delta = Delta::OftV2(OftV2 { skew, series, scaled, opposite, block_limit: None });
+                delta.check(shape)?;
+                let base = w.reshaped(shape)?;
+                assert_close("OFTv2", &delta.apply(&base, m)?, &expected);
+                assert_unchanged_at_zero(&delta, &base)?;
+            }
+        }
+        Ok(())
+    }
+}
