@@ -11,6 +11,7 @@ pub mod folder;
 pub mod kohya;
 pub mod names;
 pub mod peft;
+mod peft_config;
 mod peft_write;
 pub mod prefix;
 mod read;

@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 use super::{
     Dialect, NameTable, SaveOptions, comfy, folder, kohya,
     peft::{self, component},
+    peft_config,
     peft_write::{self, Layer},
 };
 use crate::{
@@ -147,7 +148,7 @@ fn by_part<'a>(layers: &'a [Layer<'a>]) -> impl Iterator<Item = (Part, &'a [Laye
 fn joined_config(layers: &[Layer<'_>]) -> Result<Value> {
     let mut joined = Map::new();
     for (part, layers) in by_part(layers) {
-        for (field, value) in peft_write::config(layers)? {
+        for (field, value) in peft_config::config(layers)? {
             joined.insert(format!("{}.{field}", component(part)), value);
         }
     }
@@ -161,9 +162,9 @@ fn write_folders(layers: &[Layer<'_>], path: &Path, dtype: Option<DType>, metada
     }
     for (part, layers) in by_part(layers) {
         let writing = |e: Error| e.context(format!("writing {}", path.display()));
-        let mut config = peft_write::config(layers).map_err(writing)?;
+        let mut config = peft_config::config(layers).map_err(writing)?;
         for (name, value) in [
-            ("auto_mapping", peft_write::base_model(part)),
+            ("auto_mapping", peft_config::base_model(part)),
             ("base_model_name_or_path", Value::Null),
             ("inference_mode", json!(true)),
             ("task_type", Value::Null),
