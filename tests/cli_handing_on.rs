@@ -139,11 +139,21 @@ fn what_cannot_be_done_is_said_with_a_hint() {
     );
     refused(&["merge", "a.safetensors", "-o", "b.safetensors", "--method", "tis"], "did you mean `ties`");
     refused(&["merge", "a.safetensors:0", "-o", "b.safetensors"], "all weights are 0");
+    // A file has no steps and no places, and says whose weight has.
+    for weight in ["0..1@0-50%", "0.8@left"] {
+        let (a, message) =
+            (format!("a.safetensors:{weight}"), format!("the weight of `a`, {weight}, changes"));
+        refused(&["merge", &a, "-o", "b.safetensors"], &message);
+        refused(&["bake", "--model", "mini", "-l", &a, "-o", "baked"], &message);
+    }
+    let blocks = vec!["1"; 20].join(",");
+    let wrong = format!("a.safetensors:1,lbw={blocks}");
+    refused(&["merge", &wrong, "-o", "b.safetensors"], "adapter `a`: `lbw` with 20 numbers does not fit");
     refused(&["bake", "--model", "mini", "-l", "a.safetensors", "-o", "b.safetensors"], "sizes of their own");
     refused(&["convert", "a.safetensors", "--to", "kohia", "-o", "b.safetensors"], "did you mean `kohya`");
     let nowhere = ["extract", "--from", "mini", "--base", "nothing/here.safetensors", "-o", "b.safetensors"];
     scumble(root).args(nowhere).assert().failure().stderr(contains("no such file"));
     let same = ["extract", "--from", "mini", "--base", "mini", "-o", "b.safetensors"];
     scumble(root).args(same).assert().failure().stderr(contains("do not differ"));
-    assert!(!root.join("b.safetensors").exists());
+    assert!(!root.join("b.safetensors").exists() && !root.join("baked").exists());
 }

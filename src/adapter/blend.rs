@@ -6,6 +6,7 @@ use super::{Adapter, Strength};
 use crate::{
     error::{Error, Result},
     nn::LayerPath,
+    weights::Family,
 };
 
 /// One adapter of a blend.
@@ -79,10 +80,19 @@ impl Blend {
         let changes = |e: &&BlendEntry| e.strength.is_scheduled() || e.strength.region().is_some();
         let Some(entry) = self.entries.iter().find(changes) else { return Ok(()) };
         Err(Error::invalid(format!(
-            "the weight of `{}`, {}, changes over the steps or with the place: it cannot be fused or merged",
+            "the weight of `{}`, {}, changes over the steps or with the place: neither plain weights nor files can hold that",
             entry.name, entry.strength
         ))
-        .with_hint("give it one number, or draw live: `--lora-mode live`"))
+        .with_hint("give it one number; pictures drawn live can have it: `scumble generate --lora-mode live`"))
+    }
+
+    /// Refuses block weights that count the blocks of another family.
+    ///
+    /// # Errors
+    /// With the first adapter that has such.
+    pub fn check_family(&self, family: Family) -> Result<()> {
+        let check = |e: &BlendEntry| e.strength.check(family);
+        self.entries.iter().try_for_each(|e| check(e).map_err(|x| x.context(format!("adapter `{}`", e.name))))
     }
 
     /// True if both are of the same adapters in the same order.

@@ -33,9 +33,7 @@ impl Pipeline {
     /// # Errors
     /// If an adapter does not fit the model, or a blend that changes is to be fused.
     pub fn set_blend(&mut self, blend: Blend) -> Result<()> {
-        for entry in &blend.entries {
-            entry.strength.check(self.family).map_err(|e| e.context(format!("adapter `{}`", entry.name)))?;
-        }
+        blend.check_family(self.family)?;
         if blend.mode == BlendMode::Fused {
             blend.check_fixed()?;
         }

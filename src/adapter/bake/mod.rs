@@ -169,5 +169,5 @@ impl<'a> Baker<'a> {
 /// Weights must be numbers, and vectors of them count this family's blocks.
 fn check(blend: &Blend, base: &Checkpoint) -> Result<()> {
     blend.check_fixed()?;
-    blend.entries.iter().try_for_each(|e| e.strength.check(base.family))
+    blend.check_family(base.family)
 }
