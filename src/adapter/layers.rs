@@ -7,6 +7,9 @@ use crate::{
     progress::{CancelToken, Event, Observer, Stage},
 };
 
+/// Layers a core gets before progress is told: all wait for the slowest of them.
+const LAYERS_AT_ONCE: usize = 8;
+
 /// Who is told of long work, and who may stop it.
 pub struct Progress<'a> {
     /// Told after every few layers.
@@ -33,7 +36,7 @@ pub(crate) fn map<T: Sync, R: Send>(
     let total = items.len() as u64;
     let mut done = Vec::with_capacity(items.len());
     progress.observer.observe(&Event::Started { stage: Stage::Layers, total });
-    for chunk in items.chunks(rayon::current_num_threads() * 2) {
+    for chunk in items.chunks(rayon::current_num_threads() * LAYERS_AT_ONCE) {
         let cancel = progress.cancel;
         let results: Vec<Result<R>> =
             chunk.par_iter().map(|item| cancel.check().and_then(|()| f(item))).collect();
