@@ -80,6 +80,25 @@ impl Error {
         Self::Context { context: context.into(), source: Box::new(self) }
     }
 
+    /// Says `to` wherever it says `from`: what is written under a temporary name is known by its own.
+    #[must_use]
+    pub(crate) fn renamed(self, from: &Path, to: &Path) -> Self {
+        let path = |path: PathBuf| match path.strip_prefix(from) {
+            Ok(rest) if rest.as_os_str().is_empty() => to.to_path_buf(),
+            Ok(rest) => to.join(rest),
+            Err(_) => path,
+        };
+        let text = |text: String| text.replace(&*from.to_string_lossy(), &to.to_string_lossy());
+        match self {
+            Self::Io { path: p, source } => Self::Io { path: path(p), source },
+            Self::File { path: p, message } => Self::File { path: path(p), message: text(message) },
+            Self::Invalid(message) => Self::Invalid(text(message)),
+            Self::Context { context, source } => source.renamed(from, to).context(text(context)),
+            Self::Hinted { source, hint } => source.renamed(from, to).with_hint(hint),
+            other => other,
+        }
+    }
+
     /// The outermost hint, printed on its own line as `hint: …`.
     pub fn hint(&self) -> Option<&str> {
         match self {
@@ -123,6 +142,15 @@ mod tests {
         let e = Error::invalid("no").with_hint("try yes").context("asking");
         assert_eq!(e.to_string(), "asking: no");
         assert_eq!(e.hint(), Some("try yes"));
+    }
+
+    #[test]
+    fn temporary_names_are_not_shown() {
+        let (from, to) = (Path::new("a/.tmp"), Path::new("a/style"));
+        let e = Error::file("a/.tmp/unet/x", "too long").context("writing a/.tmp").with_hint("shorten it");
+        let e = e.renamed(from, to);
+        assert_eq!(e.to_string().replace('\\', "/"), "writing a/style: a/style/unet/x: too long");
+        assert_eq!(e.hint(), Some("shorten it"));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Writing files so that nobody ever sees half of one.
 
+mod lock;
+
 use std::{
     ffi::OsString,
     fs::{self, File},
@@ -11,10 +13,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
+pub use self::lock::{NewFolder, OutputLock};
 use crate::error::{Error, Result};
 
 /// What [`write_atomic`] hands to its closure: buffered, seekable.
-pub type Writer = BufWriter<NamedTempFile>;
+pub type Writer = BufWriter<File>;
 
 /// Writes a file under a temporary name in its own folder, flushes it to the disk, then renames it: after a crash, a
 /// full disk or a cancelled run the old file, or none, is there, never a part. Missing parent folders are made.
@@ -32,13 +35,7 @@ pub fn write_atomic(
         return Err(Error::file(path, "is a folder, expected a file name to write to"));
     }
     let folder = folder_of(&target);
-    create_folder(folder)?;
-
-    let mut writer = BufWriter::new(temporary_in(folder).map_err(fail)?);
-    write(&mut writer).map_err(fail)?;
-    writer.flush().map_err(fail)?;
-    let temporary = writer.into_inner().map_err(|e| fail(e.into_error()))?;
-    temporary.as_file().sync_all().map_err(fail)?;
+    let temporary = written(path, folder, write)?;
     if let Ok(old) = fs::metadata(&target) {
         // Replacing a file keeps who may read it.
         temporary.as_file().set_permissions(old.permissions()).map_err(fail)?;
@@ -46,6 +43,23 @@ pub fn write_atomic(
     temporary.persist(&target).map_err(|e| fail(e.error))?;
     sync_folder(folder);
     Ok(())
+}
+
+/// A temporary file in `folder`, filled and on the disk; `path` is what it is going to be.
+fn written(
+    path: &Path,
+    folder: &Path,
+    write: impl FnOnce(&mut Writer) -> std::io::Result<()>,
+) -> Result<NamedTempFile> {
+    let fail = |e: std::io::Error| failure(path, e);
+    create_folder(folder)?;
+    let temporary = temporary_in(folder).map_err(fail)?;
+    // A handle of its own: the temporary file would put its name into every error.
+    let mut writer = BufWriter::new(temporary.as_file().try_clone().map_err(fail)?);
+    write(&mut writer).map_err(fail)?;
+    writer.flush().map_err(fail)?;
+    temporary.as_file().sync_all().map_err(fail)?;
+    Ok(temporary)
 }
 
 /// [`write_atomic`] for bytes that are already in memory.
@@ -56,6 +70,51 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
     write_atomic(path, |writer| writer.write_all(bytes))
 }
 
+/// [`write_bytes`] under a name that nobody has: false, with nothing changed, if something stands there, were it put there
+/// a moment ago by another program.
+///
+/// # Errors
+/// As [`write_atomic`].
+pub fn write_new(path: impl AsRef<Path>, bytes: &[u8]) -> Result<bool> {
+    let path = path.as_ref();
+    let folder = folder_of(path);
+    match written(path, folder, |writer| writer.write_all(bytes))?.persist_noclobber(path) {
+        Ok(_) => {
+            sync_folder(folder);
+            Ok(true)
+        }
+        Err(e) if e.error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(e) => Err(failure(path, e.error)),
+    }
+}
+
+/// A whole folder, filled under a temporary name beside its place. What stands there is replaced once all is written if
+/// `replace` says so; else only an empty folder may be there.
+///
+/// # Errors
+/// Whatever `write` returns, with the folder's own name; if the folder cannot be put in its place.
+pub fn write_folder(
+    path: impl AsRef<Path>,
+    replace: bool,
+    write: impl FnOnce(&Path) -> Result<()>,
+) -> Result<()> {
+    let path = path.as_ref();
+    let fail = |e: std::io::Error| failure(path, e);
+    let temporary = temporary_folder(folder_of(path))?;
+    let (new, old) = (temporary.path().join("new"), temporary.path().join("old"));
+    create_folder(&new)?;
+    write(&new).map_err(|e| e.renamed(&new, path))?;
+    if replace && path.exists() {
+        fs::rename(path, &old).map_err(fail)?;
+    } else {
+        fs::remove_dir(path).ok();
+    }
+    fs::rename(&new, path).map_err(|e| {
+        fs::rename(&old, path).ok();
+        fail(e)
+    })
+}
+
 /// Makes a folder and its parents; one that is there already is fine.
 ///
 /// # Errors
@@ -63,6 +122,15 @@ pub fn write_bytes(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 pub fn create_folder(path: impl AsRef<Path>) -> Result<()> {
     let path = path.as_ref();
     fs::create_dir_all(path).map_err(|e| failure(path, e))
+}
+
+/// Tells whether files can be made in a folder, before work is done for them.
+///
+/// # Errors
+/// If not, with a hint.
+pub fn check_writable(folder: impl AsRef<Path>) -> Result<()> {
+    let folder = folder.as_ref();
+    temporary_in(folder).map(drop).map_err(|e| failure(folder, e))
 }
 
 /// Reads a whole text file.
@@ -140,16 +208,16 @@ fn temporary_in(folder: &Path) -> std::io::Result<NamedTempFile> {
         // What an ordinary file gets: everything the umask allows, not the 0600 of a secret temporary.
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
-    builder.tempfile_in(folder)
+    builder.tempfile_in(folder).map_err(|e| unnamed(&e))
 }
 
-/// A folder under a temporary name, to be filled and then renamed; it is removed if it is dropped before. Missing parents
-/// are made.
-///
-/// # Errors
-/// If it cannot be made, with a hint.
-pub fn temporary_folder(parent: impl AsRef<Path>) -> Result<tempfile::TempDir> {
-    let parent = parent.as_ref();
+/// An error without the temporary name that `tempfile` puts into it.
+fn unnamed(error: &std::io::Error) -> std::io::Error {
+    error.kind().into()
+}
+
+/// A folder under a temporary name, to be filled and then renamed; it is removed with what is in it when it is dropped.
+fn temporary_folder(parent: &Path) -> Result<tempfile::TempDir> {
     create_folder(parent)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".scumble-").suffix(".part");
@@ -158,7 +226,7 @@ pub fn temporary_folder(parent: impl AsRef<Path>) -> Result<tempfile::TempDir> {
         use std::os::unix::fs::PermissionsExt as _;
         builder.permissions(fs::Permissions::from_mode(0o777));
     }
-    builder.tempdir_in(parent).map_err(|e| failure(parent, e))
+    builder.tempdir_in(parent).map_err(|e| failure(parent, unnamed(&e)))
 }
 
 /// The rename itself must survive a power cut; where folders cannot be synced (Windows) it is left to the system.

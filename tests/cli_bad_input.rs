@@ -152,6 +152,44 @@ fn outputs_that_cannot_be_written() {
     refused(root, &["train", "pictures", "--out", "pictures"], &["is a folder, expected a file name"]);
     refused(root, &["generate", "a cat", "--out", "file/out"], &["hint: a part of the path is a file"]);
     assert_eq!(fs::read_to_string(root.join("file")).unwrap(), "in the way");
+    // What fails before there is a picture leaves no folder, and temporary names are nobody's business.
+    refused(root, &["generate", "a cat", "--lora", "gone.safetensors", "--out", "new/deep"], &["gone"]);
+    assert!(!root.join("new").exists());
+    if cfg!(target_os = "linux") {
+        let run = scumble(root).args(["generate", "a cat", "--out", "/proc"]).assert().code(1);
+        run.stderr(contains("error: /proc: ").and(contains(".scumble-").not()));
+    }
+}
+
+#[test]
+fn outputs_whose_names_mislead() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    put(root, "pictures/a.png", png(128, 128));
+    put(root, "a.safetensors", "not looked at yet");
+    let file = "expected a name that ends in `.safetensors`, found";
+    for (arguments, words) in [
+        (&["train", "pictures", "--out", "x.ckpt"][..], [file, "hint: write to x.safetensors"]),
+        (&["merge", "a.safetensors", "-o", "c.ckpt"], [file, "`.ckpt`"]),
+        (&["merge", "a.safetensors", "-o", "v1.5"], [file, "hint: write to v1.5.safetensors"]),
+        (&["resize", "a.safetensors", "--rank", "1", "-o", "c"], [file, "no ending"]),
+        (&["convert", "a.safetensors", "--to", "comfy", "-o", "c.pt"], [file, "`.pt`"]),
+        (&["extract", "--from", "mini", "--base", "mini", "-o", "c.bin"], [file, "`.bin`"]),
+        (
+            &["convert", "a.safetensors", "--to", "peft", "-o", "c.safetensors"],
+            ["expected the name of a folder, found `.safetensors`", "hint: write to c"],
+        ),
+        (
+            &["bake", "--model", "mini", "-l", "a.safetensors", "-o", "c.ckpt"],
+            [
+                "expected the name of a folder, found `.ckpt`",
+                "hint: NAME.safetensors is written as a single file",
+            ],
+        ),
+    ] {
+        refused(root, arguments, &words);
+    }
+    assert!(["x.ckpt", "c.ckpt", "c", "v1.5"].iter().all(|name| !root.join(name).exists()));
 }
 
 /// A file size limit stands in for a full disk: the write fails in the middle all the same.
@@ -169,7 +207,9 @@ fn a_full_disk_leaves_no_half_file() {
         .arg(binary)
         .args(["train", "pictures", "--steps", "1", "--rank", "64", "--save-dtype", "f32"])
         .assert();
-    run.code(1).stderr(contains("style.safetensors").and(contains("hint: free some space")));
+    run.code(1)
+        .stderr(contains("style.safetensors").and(contains("hint: free some space")))
+        .stderr(contains(".scumble-").not());
     let left: Vec<_> = fs::read_dir(root).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["pictures"]);
 }

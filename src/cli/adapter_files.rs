@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use serde_json::json;
 
-use super::Context;
+use super::{
+    Context,
+    output::{self, Output},
+};
 use crate::{
     adapter::{
         Adapter, Dialect, LoadOptions, NameTable, SaveOptions,
@@ -16,7 +19,7 @@ use crate::{
         truncate::{LayerLoss, total_error},
     },
     device::Precision,
-    error::{Error, Result},
+    error::Result,
     pipeline::layers,
     weights::{Checkpoint, ModelSource, OpenOptions},
 };
@@ -39,6 +42,17 @@ pub(super) struct FileArgs {
     /// Leave keys out that fit nothing
     #[arg(long)]
     pub allow_unmatched: bool,
+    /// Replace what stands there already
+    #[arg(long)]
+    pub force: bool,
+}
+
+impl FileArgs {
+    /// Takes the output for this run, before anything is computed.
+    pub fn claim<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<Output> {
+        self.dialect.check_name(&self.out)?;
+        output::claim(&self.out, self.force, inputs)
+    }
 }
 
 /// Opens a model's files.
@@ -74,12 +88,17 @@ pub(super) fn load(
 }
 
 /// Writes an adapter and names the file on standard output.
-pub(super) fn save(adapter: &Adapter, args: &FileArgs, table: &NameTable, context: &Context) -> Result<()> {
+pub(super) fn save(
+    adapter: &Adapter,
+    (out, dialect): (&Output, Dialect),
+    table: &NameTable,
+    context: &Context,
+) -> Result<()> {
     context.cancel.check()?;
-    let options = SaveOptions { dialect: args.dialect, dtype: dtype(context) };
-    adapter.save(&args.out, table, &options)?;
-    let bytes = std::fs::metadata(&args.out).map(|m| m.len()).unwrap_or_default();
-    let out = &args.out;
+    let options = SaveOptions { dialect, dtype: dtype(context) };
+    out.fill(|path| adapter.save(path, table, &options))?;
+    let out = out.path();
+    let bytes = std::fs::metadata(out).map(|m| m.len()).unwrap_or_default();
     let line = json!({ "event": "saved", "path": out, "bytes": bytes, "layers": adapter.layers.len() });
     context.console.result(&out.display().to_string(), &line);
     Ok(())
@@ -92,21 +111,6 @@ pub(super) fn dtype(context: &Context) -> Option<DType> {
         Precision::F32 => Some(DType::F32),
         Precision::F16 => Some(DType::F16),
         Precision::Bf16 => Some(DType::BF16),
-    }
-}
-
-/// Refuses to write over what is read, also by another name or through a link.
-pub(super) fn refuse_overwriting<'a>(out: &Path, inputs: impl IntoIterator<Item = &'a Path>) -> Result<()> {
-    let Ok(real) = out.canonicalize() else { return Ok(()) };
-    let same = |input: &Path| {
-        input
-            .canonicalize()
-            .is_ok_and(|input| input == real || input.starts_with(&real) || real.starts_with(&input))
-    };
-    match inputs.into_iter().find(|input| same(input)) {
-        Some(input) => Err(Error::file(out, format!("is what is read ({})", input.display()))
-            .with_hint("choose another name with `--out`")),
-        None => Ok(()),
     }
 }
 

@@ -10,11 +10,11 @@ use serde_json::json;
 use super::{
     Context, adapter_files,
     loras::{self, LoraArg},
-    setup,
+    output, setup,
 };
 use crate::{
     adapter::{
-        Blend,
+        Blend, Dialect,
         bake::{self, BakeOptions},
     },
     error::{Error, Result},
@@ -36,11 +36,21 @@ pub(super) struct Args {
     /// Use a style of which some keys fit nothing
     #[arg(long)]
     pub allow_unmatched: bool,
+    /// Replace what stands there already
+    #[arg(long)]
+    pub force: bool,
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let inputs = args.lora.iter().map(|l| l.path.as_path()).chain([Path::new(&args.model)]);
-    adapter_files::refuse_overwriting(&args.out, inputs)?;
+    let file = args.out.extension().is_some_and(|e| e == "safetensors");
+    if !file {
+        // A folder, then: PEFT's have the same rule.
+        Dialect::Peft.check_name(&args.out).map_err(|e| {
+            e.with_hint("NAME.safetensors is written as a single file, NAME as a folder in diffusers' layout")
+        })?;
+    }
+    let out = output::claim(&args.out, args.force, inputs)?;
     let base = adapter_files::open_checkpoint(&args.model, context)?;
     let table = layers::of_checkpoint(&base)?;
     let mut blend = Blend::new();
@@ -53,16 +63,14 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         return Err(Error::invalid("all weights are 0, so the model would stay as it is")
             .with_hint("a weight follows the file's name: my-style.safetensors:0.7"));
     }
-    let file = args.out.extension().is_some_and(|e| e == "safetensors");
     let needs_configs = !file && base.single_file().is_some();
     let configs = if needs_configs { export::diffusers_files(&base)? } else { Vec::new() };
     let options = BakeOptions { dtype: adapter_files::dtype(context), configs };
     adapter_files::with_progress(context, |progress| {
-        if file {
-            bake::to_file(&base, &blend, &args.out, &options, progress)
-        } else {
-            bake::to_folder(&base, &blend, &args.out, &options, progress)
-        }
+        out.fill(|path| match file {
+            true => bake::to_file(&base, &blend, path, &options, progress),
+            false => bake::to_folder(&base, &blend, path, &options, progress),
+        })
     })?;
     let line = json!({ "event": "saved", "path": args.out });
     context.console.result(&args.out.display().to_string(), &line);

@@ -2,11 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{
-    Context,
-    adapter_files::{self, FileArgs},
-    setup,
-};
+use super::{Context, adapter_files, output, setup};
 use crate::{adapter::Dialect, error::Result};
 
 /// Options of `convert`.
@@ -26,18 +22,16 @@ pub(super) struct Args {
     /// Leave keys out that fit nothing
     #[arg(long)]
     pub allow_unmatched: bool,
+    /// Replace what stands there already
+    #[arg(long)]
+    pub force: bool,
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
-    adapter_files::refuse_overwriting(&args.out, [args.file.as_path()])?;
+    args.to.check_name(&args.out)?;
+    let out = output::claim(&args.out, args.force, [args.file.as_path()])?;
     let table = adapter_files::table(args.model.as_deref(), &[&args.file], context)?;
     let adapter = adapter_files::load(&args.file, &table, args.allow_unmatched, context)?;
-    let files = FileArgs {
-        out: args.out.clone(),
-        model: None,
-        dialect: args.to,
-        allow_unmatched: args.allow_unmatched,
-    };
     context.console.note(&format!("from {} to {}", adapter.report.dialect, args.to));
-    adapter_files::save(&adapter, &files, &table, context)
+    adapter_files::save(&adapter, (&out, args.to), &table, context)
 }

@@ -8,12 +8,13 @@ use serde_json::json;
 use super::{
     Context, setup,
     sheet::{self, Sheet},
+    shell::quoted,
 };
 use crate::{
     adapter::{Blend, LoadOptions, Strength},
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
-    files,
+    files::{self, OutputLock},
     pipeline::GenerateRequest,
     progress::{Event, Observer as _, Stage},
     training::{TrainConfig, TrainOutcome, Trainer, UnetLayers, state_path},
@@ -83,7 +84,8 @@ const WEIGHTS: [f64; 3] = [0.0, 0.5, 1.0];
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let style = STYLES.iter().find(|s| s.name == args.style);
     let style = style.ok_or_else(|| Error::unknown("style", &args.style, STYLES.iter().map(|s| s.name)))?;
-    files::create_folder(&args.out)?;
+    let path = args.out.join(format!("{}.png", style.name));
+    let _lock = OutputLock::take(&path)?;
     let images = unpack(style, &args.out)?;
     let adapter = args.out.join(format!("{}.safetensors", style.name));
     context.console.note(&format!(
@@ -92,28 +94,40 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         style.pictures.len()
     ));
     train(args, &images, &adapter, context)?;
-    let sheet = draw(args, style, &adapter, context)?;
+    let sheet = draw(args, style, &adapter, context).inspect_err(|e| {
+        if e.is_cancelled() {
+            let lora = quoted(&format!("{}:0.8", adapter.display()));
+            let prompt = quoted(&format!("owl, {}", style.trigger));
+            context.console.close();
+            context
+                .console
+                .note(&format!("the adapter is finished: scumble generate {prompt} --lora {lora}"));
+        }
+    })?;
     context.console.close();
-    let path = args.out.join(format!("{}.png", style.name));
     sheet::write_png(&path, &sheet)?;
     let object = json!({ "event": "demo", "picture": path, "adapter": adapter, "images": images });
     context.console.result(&path.display().to_string(), &object);
-    let (adapter, images, out) = (adapter.display(), images.display(), args.out.display());
+    next_steps(args, style, (&images, &adapter), context);
+    Ok(())
+}
+
+fn next_steps(args: &Args, style: &Style, (images, adapter): (&Path, &Path), context: &Context) {
+    let sheet = args.out.join(format!("{}.png", style.name));
+    let prompt = quoted(&format!("owl, {}", style.trigger));
+    let (lora, out) = (quoted(&format!("{}:0.8", adapter.display())), quoted(&args.out.to_string_lossy()));
     for line in [
-        format!(
-            "{path} shows each prompt without the style, at half and at full weight",
-            path = path.display()
-        ),
+        format!("{} shows each prompt without the style, at half and at full weight", sheet.display()),
         "try next:".into(),
-        format!("  scumble generate \"owl, {}\" --lora {adapter}:0.8 --count 4 --out {out}", style.trigger),
+        format!("  scumble generate {prompt} --lora {lora} --count 4 --out {out}"),
         format!(
-            "  scumble train {images} --out my-style.safetensors --steps 800 --batch-size 4 --lr 5e-3 --layers attention,feed_forward,projection,convolution"
+            "  scumble train {} --out my-style.safetensors --steps 800 --batch-size 4 --lr 5e-3 --layers attention,feed_forward,projection,convolution",
+            quoted(&images.to_string_lossy())
         ),
         "  scumble train ./my-pictures --model sd15 --out my-style.safetensors".into(),
     ] {
         context.console.note(&line);
     }
-    Ok(())
 }
 
 /// Writes a style's pictures and captions where the user can look at them and train on them again.
@@ -156,7 +170,19 @@ fn train(args: &Args, images: &Path, out: &Path, context: &mut Context) -> Resul
     }
     match Trainer::new(config)?.run(&mut context.console, &context.cancel)? {
         TrainOutcome::Finished { .. } => Ok(()),
-        TrainOutcome::Cancelled { .. } => Err(Error::Cancelled),
+        TrainOutcome::Cancelled { adapter, checkpoint, step } => {
+            let (total, out) = (args.steps, args.out.display());
+            context.console.close();
+            if context.console.is_json() {
+                let line =
+                    json!({ "event": "cancelled", "path": adapter, "checkpoint": checkpoint, "step": step });
+                context.console.data(&line.to_string());
+            }
+            context.console.note(&format!(
+                "stopped after step {step} of {total}; what was learned is kept in {out}, and the same command goes on from there"
+            ));
+            Err(Error::Cancelled)
+        }
     }
 }
 

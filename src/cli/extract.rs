@@ -4,11 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::DType;
 
-use super::{
-    Context,
-    adapter_files::{self, FileArgs},
-    setup,
-};
+use super::{Context, adapter_files, output, setup};
 use crate::{
     adapter::{
         Dialect,
@@ -48,13 +44,17 @@ pub(super) struct Args {
     /// How names are spelled in the new file
     #[arg(long, value_name = "DIALECT", default_value_t, value_parser = setup::hinted::<Dialect>)]
     pub dialect: Dialect,
+    /// Replace what stands there already
+    #[arg(long)]
+    pub force: bool,
     /// Show what was lost on every layer
     #[arg(long)]
     pub layers: bool,
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
-    adapter_files::refuse_overwriting(&args.out, [Path::new(&args.from), Path::new(&args.base)])?;
+    args.dialect.check_name(&args.out)?;
+    let out = output::claim(&args.out, args.force, [Path::new(&args.from), Path::new(&args.base)])?;
     let tuned = adapter_files::open_checkpoint(&args.from, context)?;
     let base = adapter_files::open_checkpoint(&args.base, context)?;
     let table = layers::of_checkpoint(&base)?;
@@ -70,7 +70,5 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         extract::extract(&tuned, &base, &table, &options, progress)
     })?;
     adapter_files::report_losses(&cut, args.layers, context);
-    let files =
-        FileArgs { out: args.out.clone(), model: None, dialect: args.dialect, allow_unmatched: false };
-    adapter_files::save(&cut.adapter, &files, &table, context)
+    adapter_files::save(&cut.adapter, (&out, args.dialect), &table, context)
 }

@@ -14,7 +14,7 @@ use crate::{
     adapter::BlendMode,
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
-    files,
+    files::{self, NewFolder},
     pipeline::{Generated, infotext},
     progress::Observer,
     prompt::emphasis::Emphasis,
@@ -95,9 +95,9 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let plan = recipe::plan(args, context)?;
-    // Found out now and not after the first picture.
-    files::create_folder(&args.out)?;
-    check_writable(&args.out)?;
+    // Found out now and not after the first picture. A run that fails before it leaves no folder.
+    let _folder = NewFolder::make(&args.out)?;
+    files::check_writable(&args.out)?;
     let (mut pipeline, model_hash) = setup::open_model(&plan.model, context)?;
     if let (Some(expected), Some(found)) = (&plan.model_hash, &model_hash)
         && expected != found
@@ -110,10 +110,9 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let words = embeddings::apply(&plan.embeddings, &plan.request, &mut pipeline, context)?;
     let used = loras::apply(&plan.loras, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
-    let mut number = next_number(&args.out);
     if let Some(n) = args.grid {
-        let path = grid::path(&args.out, number, plan.request.seed);
-        sheet::write_png(&path, &grid::draw(n, &mut pipeline, &plan.request, context)?)?;
+        let picture = sheet::encode_png(&grid::draw(n, &mut pipeline, &plan.request, context)?)?;
+        let path = save_numbered(&args.out, &grid::ending(plan.request.seed), &picture)?;
         context.console.close();
         let object = json!({ "event": "grid", "path": path, "seed": plan.request.seed });
         context.console.result(&path.display().to_string(), &object);
@@ -125,9 +124,8 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let mode = pipeline.settle_blend(&plan.request)?;
     let mut save = |picture: Generated, _: &mut dyn Observer| {
         let recipe = plan.recipe(picture.seed, size_px, (&used, mode), &words, model_hash.clone());
-        let path = args.out.join(format!("{number:05}-{}.png", picture.seed));
-        infotext::write_png(&path, &picture.image, &recipe)?;
-        number += 1;
+        let file = infotext::encode_png(&picture.image, &recipe)?;
+        let path = save_numbered(&args.out, &format!("{}.png", picture.seed), &file)?;
         made.push((path, picture.seed));
         Ok(())
     };
@@ -141,18 +139,24 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     outcome
 }
 
+/// Writes a picture under the next number. Of two runs into one folder, neither writes over the other's pictures.
+fn save_numbered(folder: &Path, ending: &str, file: &[u8]) -> Result<PathBuf> {
+    let mut number = next_number(folder);
+    loop {
+        let path = folder.join(format!("{number:05}-{ending}"));
+        if files::write_new(&path, file)? {
+            return Ok(path);
+        }
+        number += 1;
+    }
+}
+
 /// One above the highest number in use.
-fn next_number(folder: &Path) -> u32 {
+fn next_number(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.filter_map(|e| e.file_name().into_string().ok());
     let numbers = names.filter_map(|n| n.split_once('-')?.0.parse::<u32>().ok());
-    numbers.max().map_or(1, |n| n.saturating_add(1))
-}
-
-fn check_writable(folder: &Path) -> Result<()> {
-    tempfile::NamedTempFile::new_in(folder)
-        .map(drop)
-        .map_err(|e| Error::io(folder, e).with_hint("choose a folder you may write to with `--out`"))
+    numbers.max().map_or(1, |n| u64::from(n) + 1)
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize)> {

@@ -1,7 +1,5 @@
 //! `scumble generate --grid N`: one picture at many weights of one or two styles.
 
-use std::path::{Path, PathBuf};
-
 use image::RgbImage;
 
 use super::{Context, sheet};
@@ -77,7 +75,7 @@ fn label(name: &str, strength: &Strength, share: f64) -> String {
     format!("{name} {}", weight.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// Where the grid goes: beside the pictures.
-pub(super) fn path(folder: &Path, number: u32, seed: u64) -> PathBuf {
-    folder.join(format!("{number:05}-{seed}-grid.png"))
+/// What follows the number in the grid's file name.
+pub(super) fn ending(seed: u64) -> String {
+    format!("{seed}-grid.png")
 }

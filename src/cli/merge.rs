@@ -46,7 +46,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let inputs: Vec<&Path> = args.adapters.iter().map(|a| a.path.as_path()).collect();
-    adapter_files::refuse_overwriting(&args.files.out, inputs.iter().copied())?;
+    let out = args.files.claim(inputs.iter().copied())?;
     let default = if args.rank.is_some() { Method::Svd } else { Method::Cat };
     let options = MergeOptions {
         method: args.method.unwrap_or(default),
@@ -70,5 +70,5 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let cut =
         adapter_files::with_progress(context, |progress| merge::merge(&blend, &table, &options, progress))?;
     adapter_files::report_losses(&cut, args.layers, context);
-    adapter_files::save(&cut.adapter, &args.files, &table, context)
+    adapter_files::save(&cut.adapter, (&out, args.files.dialect), &table, context)
 }

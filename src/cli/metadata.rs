@@ -4,10 +4,10 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::Context;
+use super::{Context, output};
 use crate::{
     adapter::{
-        Metadata,
+        Dialect, Metadata,
         metadata::FileHashes,
         privacy::{self, Redaction},
     },
@@ -40,6 +40,9 @@ pub(super) struct Args {
     /// Write to another file instead of this one
     #[arg(long, short, value_name = "FILE")]
     pub out: Option<PathBuf>,
+    /// Replace what stands there already
+    #[arg(long)]
+    pub force: bool,
     /// Show values whole
     #[arg(long)]
     pub full: bool,
@@ -61,7 +64,12 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
     let changed = metadata.0 != *file.metadata();
     if edits && (changed || args.out.is_some()) {
         let out = args.out.as_ref().unwrap_or(&args.file);
-        relabel::write(&file, &metadata.0, out)?;
+        let in_place = out.canonicalize().is_ok_and(|out| args.file.canonicalize().is_ok_and(|f| f == out));
+        if !in_place {
+            Dialect::default().check_name(out)?;
+        }
+        output::claim(out, args.force || in_place, [])?
+            .fill(|out| relabel::write(&file, &metadata.0, out))?;
         let (hashes, kept) = (FileHashes::of(&SafetensorsFile::open(out)?), FileHashes::of(&file).auto_v3);
         let line = json!({ "event": "saved", "path": out, "auto_v2": hashes.auto_v2, "auto_v3": kept });
         context.console.note(&format!("the weights, and their hash {kept}, are as before"));

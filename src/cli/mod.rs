@@ -21,11 +21,13 @@ mod loras;
 mod merge;
 mod metadata;
 mod models;
+mod output;
 mod recipe;
 mod resize;
 mod seed;
 mod setup;
 mod sheet;
+mod shell;
 mod train;
 
 use std::{

@@ -62,9 +62,13 @@ impl Sheet<'_> {
 }
 
 pub(super) fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
+    files::write_bytes(path, &encode_png(picture).map_err(|e| e.context(path.display().to_string()))?)
+}
+
+pub(super) fn encode_png(picture: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture
         .write_to(&mut bytes, image::ImageFormat::Png)
-        .map_err(|e| Error::file(path, format!("the picture cannot be encoded: {e}")))?;
-    files::write_bytes(path, bytes.get_ref())
+        .map_err(|e| Error::invalid(format!("the picture cannot be encoded: {e}")))?;
+    Ok(bytes.into_inner())
 }

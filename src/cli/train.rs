@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::{Context, setup::hinted};
+use super::{Context, output, setup::hinted, shell::quoted};
 use crate::{
     dataset::{Dataset, ScanOptions, doctor},
     error::{Error, Result},
-    training::{LrShape, TrainConfig, TrainOutcome, Trainer, UnetLayers},
+    training::{LrShape, TrainConfig, TrainOutcome, Trainer, UnetLayers, state_path},
 };
 
 /// Options of `train`.
@@ -83,6 +83,9 @@ struct RunArgs {
     /// Keep activations instead of computing them twice: faster, much more memory
     #[arg(long)]
     no_gradient_checkpointing: bool,
+    /// Train anew where a finished adapter stands, and replace it
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -162,13 +165,17 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let Context { console, cancel, .. } = context;
     let model = config.model.clone();
     let outcome = Trainer::new(config)?.run(console, cancel);
+    // A stopped run, or one that is finished and was to be resumed, has messages of its own.
+    if !resume && !state_path(&out).exists() && !out.is_dir() {
+        output::refuse_replacing(&out, args.run.force)?;
+    }
     console.close();
     match outcome? {
         TrainOutcome::Finished { adapter, loss } => {
             let object = json!({ "event": "trained", "path": adapter, "loss": loss });
             console.result(&adapter.display().to_string(), &object);
-            let adapter = adapter.display();
-            console.note(&format!("next: scumble generate \"…\" --model {model} --lora {adapter}:0.8"));
+            let (model, lora) = (quoted(&model), quoted(&format!("{}:0.8", adapter.display())));
+            console.note(&format!("next: scumble generate \"…\" --model {model} --lora {lora}"));
             Ok(())
         }
         TrainOutcome::Cancelled { adapter, checkpoint, step } => {

@@ -20,7 +20,7 @@ use crate::{
     dataset::{BucketOptions, Dataset, ScanOptions},
     device::{DeviceChoice, Precision},
     error::{Error, Result},
-    files,
+    files::OutputLock,
     models::UNetInput,
     nn::Part,
     ops::Tape,
@@ -90,7 +90,7 @@ impl Trainer {
     pub fn run(&mut self, observer: &mut dyn Observer, cancel: &CancelToken) -> Result<TrainOutcome> {
         let Self { config, model } = self;
         on_large_stack(observer, |observer| {
-            check_writable(&config.out)?;
+            let _lock = claim(&config.out)?;
             check_kept(config)?;
             let model = match model {
                 Some(model) => model.clone(),
@@ -348,7 +348,7 @@ fn check_kept(config: &TrainConfig) -> Result<()> {
         }
         (true, false) if config.out.exists() => {
             Err(Error::file(&config.out, "is finished: there is no state beside it to resume from")
-                .with_hint("choose another `--out`, or leave out `--resume` to train it anew"))
+                .with_hint("choose another `--out`, or `--force` instead of `--resume` to train it anew"))
         }
         _ => Ok(()),
     }
@@ -383,16 +383,14 @@ fn scan_options(config: &TrainConfig, model: &Base) -> ScanOptions {
     options
 }
 
-/// Found out now and not after an hour.
-fn check_writable(out: &Path) -> Result<()> {
+/// Takes the adapter and the state beside it for this run: that it cannot be written, or is written by another run, is
+/// found out now and not after an hour.
+fn claim(out: &Path) -> Result<OutputLock> {
     if out.is_dir() {
         return Err(Error::file(out, "is a folder, expected a file name to write the adapter to"));
     }
-    let folder = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    files::create_folder(folder)?;
-    tempfile::NamedTempFile::new_in(folder)
-        .map(drop)
-        .map_err(|e| Error::io(folder, e).with_hint("choose a folder you may write to with `out`"))
+    SaveOptions::default().dialect.check_name(out)?;
+    OutputLock::take(out)
 }
 
 /// What identifies pictures, captions and their sizes.

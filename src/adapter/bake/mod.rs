@@ -82,28 +82,25 @@ pub fn to_folder(
         outputs.extend(plan::same_names(base, *component)?);
     }
     let mut baker = Baker::new(blend, options, outputs)?;
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = files::temporary_folder(parent)?;
-    match base.tree() {
-        Some(tree) => record::copy_configs(tree, base.family, temporary.path())?,
-        None => record::write_configs(&options.configs, temporary.path())?,
-    }
     let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     record::recipe(&mut metadata, base, blend);
-    baker.finish_with(progress, |baker, progress| {
-        for component in base.family.components() {
-            let file = match component {
-                Component::Unet | Component::Vae => "diffusion_pytorch_model.safetensors",
-                Component::TextEncoder | Component::TextEncoder2 => "model.safetensors",
-            };
-            let path = temporary.path().join(component.name()).join(file);
-            baker.write(Some(*component), &path, &metadata, progress)?;
+    files::write_folder(out, false, |folder| {
+        match base.tree() {
+            Some(tree) => record::copy_configs(tree, base.family, folder)?,
+            None => record::write_configs(&options.configs, folder)?,
         }
-        Ok(())
-    })?;
-    // An empty folder may be there.
-    fs::remove_dir(out).ok();
-    fs::rename(temporary.path(), out).map_err(|e| files::failure(out, e))
+        baker.finish_with(progress, |baker, progress| {
+            for component in base.family.components() {
+                let file = match component {
+                    Component::Unet | Component::Vae => "diffusion_pytorch_model.safetensors",
+                    Component::TextEncoder | Component::TextEncoder2 => "model.safetensors",
+                };
+                let path = folder.join(component.name()).join(file);
+                baker.write(Some(*component), &path, &metadata, progress)?;
+            }
+            Ok(())
+        })
+    })
 }
 
 /// Makes the result's tensors when they are asked for.

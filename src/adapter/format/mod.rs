@@ -18,7 +18,11 @@ mod read;
 pub mod suffix;
 mod write;
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use candle_core::DType;
 
@@ -61,7 +65,34 @@ impl Dialect {
     pub fn is_folder(self) -> bool {
         self == Self::Peft
     }
+
+    /// Tells whether other tools will find an adapter under this name.
+    ///
+    /// # Errors
+    /// If a file's name does not end in `.safetensors`, or a folder's ends like a file's.
+    pub fn check_name(self, out: &Path) -> Result<()> {
+        let ending = out.extension().map(|e| e.to_string_lossy().to_lowercase());
+        let of_weights = ending.as_deref().is_some_and(|e| WEIGHT_ENDINGS.contains(&e));
+        let bare = if of_weights { out.with_extension("") } else { out.to_path_buf() };
+        let (expected, better) = match self.is_folder() {
+            true if of_weights => ("the name of a folder".to_owned(), bare),
+            false if ending.as_deref() != Some(WEIGHTS) => {
+                let mut name = bare.into_os_string();
+                name.push(format!(".{WEIGHTS}"));
+                (format!("a name that ends in `.{WEIGHTS}`"), PathBuf::from(name))
+            }
+            _ => return Ok(()),
+        };
+        let found = ending.map_or("no ending".into(), |e| format!("`.{e}`"));
+        Err(Error::file(out, format!("expected {expected}, found {found}"))
+            .with_hint(format!("write to {}", better.display())))
+    }
 }
+
+/// How files that may be written end.
+const WEIGHTS: &str = "safetensors";
+/// How files with weights end, safe or not.
+pub const WEIGHT_ENDINGS: [&str; 6] = [WEIGHTS, "ckpt", "pt", "pth", "bin", "pickle"];
 
 impl FromStr for Dialect {
     type Err = Error;

@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     adapter::{Adapter, LoadOptions},
     diffusion::{NoiseSchedule, Prediction},
+    files,
     models::{
         AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig,
         family::conventions, unet::config::PerBlock,
