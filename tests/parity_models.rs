@@ -17,6 +17,7 @@ use scumble::{
     models::{AutoencoderKl, ClipOptions, ClipTextModel, Tiling, UNet2DConditionModel, UNetInput},
     nn::{Adaptable, Branches, LayerPath, Part, Slot},
     ops::checkpoint::Tape,
+    progress::CancelToken,
     weights::{MemoryStore, Weights},
 };
 
@@ -304,11 +305,13 @@ fn check_vae(name: &str) -> Result<()> {
     assert_close(&format!("{name} logvar"), &posterior.logvar, golden.get("logvar"), 1e-4);
     let latents = golden.get("latents");
     assert_close(&format!("{name} decoded"), &model.decode(latents)?, golden.get("decoded"), 1e-4);
-    let tiled = model.decode_tiled(latents, &Tiling { size: 8, overlap: 0.25 })?;
+    let never = CancelToken::default();
+    let tiled = model.decode_until(latents, Some(&Tiling { size: 8, overlap: 0.25 }), &never)?;
     assert_close(&format!("{name} tiled"), &tiled, golden.get("tiled"), 1e-4);
-    let tiled = model.encode_tiled(golden.get("picture"), &Tiling { size: 4, overlap: 0.25 })?;
+    let tiled =
+        model.encode_until(golden.get("picture"), Some(&Tiling { size: 4, overlap: 0.25 }), &never)?;
     assert_close(&format!("{name} tiled mean"), &tiled.mean, golden.get("tiled_mean"), 1e-4);
-    let whole = model.decode_tiled(latents, &Tiling { size: 64, overlap: 0.25 })?;
+    let whole = model.decode_until(latents, Some(&Tiling { size: 64, overlap: 0.25 }), &never)?;
     assert_eq!(bits(&whole), bits(&model.decode(latents)?), "one tile is the whole picture");
     Ok(())
 }

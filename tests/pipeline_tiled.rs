@@ -20,6 +20,7 @@ use scumble::{
     Result,
     models::Tiling,
     pipeline::{Pipeline, Tiles},
+    progress::CancelToken,
     random::{Rng, Stream},
     weights::embedded,
 };
@@ -108,6 +109,9 @@ fn seams_cannot_be_seen() -> Result<()> {
     let whole = pipeline.decode(&latents)?;
     pipeline.tiles = CUT;
     let tiled = pipeline.decode(&latents)?;
+    let stopped = CancelToken::default();
+    stopped.cancel();
+    assert!(pipeline.decode_until(&latents, &stopped).is_err_and(|e| e.is_cancelled()));
     let tiled_latents = pipeline.encode_picture(&pixels)?;
     for (name, picture) in [("whole", &whole), ("tiled", &tiled)] {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("png");

@@ -34,6 +34,10 @@ pub(super) fn draw(
     let shares: Vec<f64> = (0..n).map(|i| i as f64 / (n - 1) as f64).collect();
     let rows = if blend.entries.len() > 1 { shares.clone() } else { vec![1.0] };
     let request = GenerateRequest { count: 1, batch: 1, ..request.clone() };
+    // Its pictures are drawn without an observer, for one bar in all.
+    if let Some(message) = pipeline.size().warning(&pipeline.origin, request.size_on(pipeline)?) {
+        context.console.observe(&Event::Warning { message: &message });
+    }
     let (stage, total) = (Stage::Sample, (rows.len() * n) as u64);
     context.console.observe(&Event::Started { stage, total });
     let mut cells = Vec::new();

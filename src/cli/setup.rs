@@ -69,7 +69,7 @@ pub(super) fn threads(global: &Global) -> Result<()> {
     }
 }
 
-/// The first Ctrl-C asks to stop after the step under way; the second ends the process.
+/// The first Ctrl-C asks to stop, within a step; the second ends the process.
 pub(super) fn on_interrupt(cancel: &CancelToken) {
     let cancel = cancel.clone();
     let handler = move || {
@@ -77,7 +77,8 @@ pub(super) fn on_interrupt(cancel: &CancelToken) {
             std::process::exit(i32::from(super::CANCELLED));
         }
         cancel.cancel();
-        writeln!(std::io::stderr(), "\nstopping after this step (Ctrl-C again to stop at once)").ok();
+        writeln!(std::io::stderr(), "\nstopping and keeping what is there (Ctrl-C again to stop at once)")
+            .ok();
     };
     // Without a handler Ctrl-C ends the process, which is what it did before.
     ctrlc::set_handler(handler).ok();

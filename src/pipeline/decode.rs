@@ -7,6 +7,7 @@ use super::Pipeline;
 use crate::{
     error::{Error, Result},
     models::vae::Tiling,
+    progress::CancelToken,
 };
 
 /// How the autoencoder takes pictures that are too large for it at once.
@@ -41,16 +42,20 @@ impl Pipeline {
     /// # Errors
     /// If the device has no room, or the decoder overflows.
     pub fn decode(&self, latents: &Tensor) -> Result<RgbImage> {
+        self.decode_until(latents, &CancelToken::default())
+    }
+
+    /// [`Pipeline::decode`], stopped between layers if asked to.
+    ///
+    /// # Errors
+    /// As [`Pipeline::decode`]; [`Error::Cancelled`].
+    pub fn decode_until(&self, latents: &Tensor, cancel: &CancelToken) -> Result<RgbImage> {
         let config = self.vae.config();
         let shift = config.shift_factor.unwrap_or(0.0);
         let x =
             ((latents.to_dtype(DType::F32)? / config.scaling_factor)? + shift)?.to_dtype(self.vae_dtype())?;
         let (_, h, w, _) = x.dims4()?;
-        let x = match self.tiles.of(h, w) {
-            Some(tiling) => self.vae.decode_tiled(&x, tiling)?,
-            None => self.vae.decode(&x)?,
-        };
-        to_picture(&x)
+        to_picture(&self.vae.decode_until(&x, self.tiles.of(h, w), cancel)?)
     }
 
     pub(super) fn vae_dtype(&self) -> DType {

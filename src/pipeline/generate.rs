@@ -66,10 +66,13 @@ impl Pipeline {
         request.check(self)?;
         let size_px = request.size_on(self)?;
         cancel.check()?;
+        if let Some(message) = self.size().warning(&self.origin, size_px) {
+            observer.observe(&Event::Warning { message: &message });
+        }
         // A malformed prompt is said before anything is computed.
         self.text.rows(&request.prompt)?;
         self.text.rows(&request.negative)?;
-        let start = self.encode_init(request, size_px)?;
+        let start = self.encode_init(request, size_px, cancel)?;
         let sigmas = self.sigmas(request)?;
         let steps = sigmas.len().saturating_sub(1);
         let total = (steps * request.count.div_ceil(request.batch)) as u64;
@@ -77,7 +80,8 @@ impl Pipeline {
         observer.observe(&Event::Started { stage: Stage::Sample, total });
         let mut done = 0;
         for first in (0..request.count).step_by(request.batch) {
-            let batch = Batch { first, len: request.batch.min(request.count - first), request, size_px };
+            let len = request.batch.min(request.count - first);
+            let batch = Batch { first, len, request, size_px, cancel };
             let x = self.start(&batch, start.as_ref(), &sigmas)?;
             let mut on_step = |info: StepInfo<'_>| -> Result<()> {
                 done += 1;
@@ -91,7 +95,7 @@ impl Pipeline {
             for index in 0..batch.len {
                 cancel.check()?;
                 let latents = latents.narrow(0, index, 1)?;
-                let image = self.decode(&latents)?;
+                let image = self.decode_until(&latents, cancel)?;
                 finished(Generated { image, latents, seed: batch.seed(index) }, observer)?;
             }
         }
@@ -175,6 +179,8 @@ struct Batch<'a> {
     len: usize,
     request: &'a GenerateRequest,
     size_px: (usize, usize),
+    /// Looked at inside every step.
+    cancel: &'a CancelToken,
 }
 
 impl Batch<'_> {
@@ -225,7 +231,7 @@ impl Denoiser for Drawing<'_> {
         };
         let request = self.batch.request;
         let guidance = Guidance { scale: request.cfg_scale, rescale: request.cfg_rescale };
-        let network = Network { unet: &*self.unet, inputs: &inputs };
+        let network = Network { unet: &*self.unet, inputs: &inputs, cancel: self.batch.cancel };
         let denoised = ModelDenoiser::new(network, self.schedule, guidance).denoise(x, sigma);
         self.inputs = Some(inputs);
         denoised
@@ -275,6 +281,7 @@ impl Conditioned {
 struct Network<'a> {
     unet: &'a UNet2DConditionModel,
     inputs: &'a Conditioned,
+    cancel: &'a CancelToken,
 }
 
 impl Model for Network<'_> {
@@ -284,8 +291,11 @@ impl Model for Network<'_> {
             Rows::NegativeThenPositive => &self.inputs.both,
         };
         let timesteps = Tensor::full(timestep as f32, x.dim(0)?, x.device())?;
-        let input =
-            UNetInput { added: inputs.added.clone(), ..UNetInput::new(x, &timesteps, &inputs.context) };
+        let input = UNetInput {
+            added: inputs.added.clone(),
+            cancel: Some(self.cancel),
+            ..UNetInput::new(x, &timesteps, &inputs.context)
+        };
         self.unet.forward(&input)
     }
 }

@@ -7,7 +7,7 @@ use image::{
 };
 
 use super::{GenerateRequest, Pipeline};
-use crate::{diffusion::sigmas, error::Result};
+use crate::{diffusion::sigmas, error::Result, progress::CancelToken};
 
 impl Pipeline {
     /// The noise levels of a request: all of them, or with a picture to start from the last part.
@@ -28,10 +28,11 @@ impl Pipeline {
         &self,
         request: &GenerateRequest,
         (width, height): (usize, usize),
+        cancel: &CancelToken,
     ) -> Result<Option<Tensor>> {
         let Some(init) = &request.init else { return Ok(None) };
         let pixels = cover(&init.pixels, width as u32, height as u32);
-        Ok(Some(self.encode_picture(&pixels)?))
+        Ok(Some(self.encode_until(&pixels, cancel)?))
     }
 
     /// The likeliest latents of a picture, in the network's scale; in tiles if it is large.
@@ -42,15 +43,17 @@ impl Pipeline {
     /// # Errors
     /// If the device has no room.
     pub fn encode_picture(&self, pixels: &RgbImage) -> Result<Tensor> {
+        self.encode_until(pixels, &CancelToken::default())
+    }
+
+    fn encode_until(&self, pixels: &RgbImage, cancel: &CancelToken) -> Result<Tensor> {
         let (width, height) = pixels.dimensions();
         let values: Vec<f32> = pixels.as_raw().iter().map(|v| f32::from(*v) / 127.5 - 1.0).collect();
         let x = Tensor::from_vec(values, (1, height as usize, width as usize, 3), self.device())?;
         let (config, x) = (self.vae.config(), x.to_dtype(self.vae_dtype())?);
         let latent = |side: u32| side as usize / self.downscale();
-        let gaussian = match self.tiles.of(latent(height), latent(width)) {
-            Some(tiling) => self.vae.encode_tiled(&x, tiling)?,
-            None => self.vae.encode(&x)?,
-        };
+        let tiling = self.tiles.of(latent(height), latent(width));
+        let gaussian = self.vae.encode_until(&x, tiling, cancel)?;
         let latents = gaussian.mean.to_dtype(DType::F32)?;
         let shift = config.shift_factor.unwrap_or(0.0);
         Ok(((latents - shift)? * config.scaling_factor)?)

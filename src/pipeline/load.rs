@@ -68,13 +68,20 @@ pub(super) fn unet_config(checkpoint: &Checkpoint) -> Result<UNetConfig> {
 /// # Errors
 /// If it is missing or does not have the shapes its config says.
 pub fn vae(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<AutoencoderKl> {
-    let files = checkpoint.component(Component::Vae)?;
-    let config = match &files.config {
-        Some(json) => VaeConfig::from_json(json)?,
-        None => family::vae_config(checkpoint.family),
-    };
+    let store = checkpoint.component(Component::Vae)?.store;
     let dtype = if dtype == DType::F16 { DType::F32 } else { dtype };
-    AutoencoderKl::load(&Weights::new(files.store, dtype, device.clone()), &config)
+    AutoencoderKl::load(&Weights::new(store, dtype, device.clone()), &vae_config(checkpoint)?)
+}
+
+/// The autoencoder's sizes: its own config's, or its family's.
+///
+/// # Errors
+/// If the config is malformed.
+pub(super) fn vae_config(checkpoint: &Checkpoint) -> Result<VaeConfig> {
+    match checkpoint.component(Component::Vae)?.config {
+        Some(json) => VaeConfig::from_json(&json),
+        None => Ok(family::vae_config(checkpoint.family)),
+    }
 }
 
 /// The noise schedule a checkpoint was trained on: its own scheduler's config, or what its family uses.

@@ -10,6 +10,7 @@ pub mod infotext;
 pub mod layers;
 pub mod load;
 pub mod request;
+pub mod size;
 pub mod text;
 
 use std::{path::Path, sync::Arc};
@@ -19,6 +20,7 @@ use candle_core::{DType, Device};
 pub use decode::Tiles;
 pub use generate::Generated;
 pub use request::{GenerateRequest, InitImage};
+pub use size::ModelSize;
 pub use text::{Conditioning, TextEncoders};
 
 use crate::{
@@ -71,10 +73,14 @@ impl Pipeline {
         self.vae.config().downscale()
     }
 
+    /// The sizes the model draws.
+    pub fn size(&self) -> ModelSize {
+        ModelSize::of(self)
+    }
+
     /// The side of the pictures the model was trained on, in pixels.
     pub fn native_size_px(&self) -> usize {
-        let stated = self.unet.config().sample_size.as_ref().and_then(serde_json::Value::as_u64);
-        stated.map_or(self.conventions.size_px, |latent| latent as usize * self.downscale())
+        self.size().native_px
     }
 
     /// The components adapters touch.

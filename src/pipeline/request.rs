@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use image::RgbImage;
 
-use super::{Pipeline, text::TextOptions};
+use super::{ModelSize, Pipeline, text::TextOptions};
 use crate::{
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
@@ -100,11 +100,8 @@ impl GenerateRequest {
     /// # Errors
     /// If the model cannot draw that size.
     pub fn size_on(&self, pipeline: &Pipeline) -> Result<(usize, usize)> {
-        let native = pipeline.native_size_px();
+        let ModelSize { native_px: native, step_px: multiple } = pipeline.size();
         let (width, height) = self.size_px.unwrap_or((native, native));
-        // The network halves its input at every level but the last.
-        let levels = pipeline.unet.config().block_out_channels.len();
-        let multiple = pipeline.downscale() << levels.saturating_sub(1);
         for side in [width, height] {
             if side == 0 || side > MAX_SIDE_PX || !side.is_multiple_of(multiple) {
                 return Err(Error::invalid(format!(

@@ -13,7 +13,7 @@ use crate::{
     },
     nn::{LayerPath, Part},
     ops::Tape,
-    pipeline::Pipeline,
+    pipeline::{ModelSize, Pipeline},
     prompt::{
         EmbeddingNames, Filler, Tokenizer,
         chunks::{Chunks, ROW_LENGTH, chunk},
@@ -47,10 +47,8 @@ pub struct Base {
     pub vae: Option<AutoencoderKl>,
     /// The noise the network was trained on.
     pub schedule: NoiseSchedule,
-    /// The side of the pictures it was trained on.
-    pub size_px: usize,
-    /// What pictures' sides must be multiples of.
-    pub size_step_px: usize,
+    /// The sizes it was trained at.
+    pub size: ModelSize,
     /// Where it is.
     pub device: Device,
     /// What it computes in.
@@ -91,9 +89,7 @@ impl From<&Pipeline> for Base {
             encoders: pipeline.text.encoders.iter().map(encoder).collect(),
             vae: Some(pipeline.vae.clone()),
             schedule: pipeline.schedule.clone(),
-            size_px: pipeline.native_size_px(),
-            size_step_px: pipeline.downscale()
-                << pipeline.unet.config().block_out_channels.len().saturating_sub(1),
+            size: pipeline.size(),
             device: pipeline.device().clone(),
             dtype: pipeline.dtype(),
         }

@@ -81,7 +81,7 @@ impl Feed {
         let key = format!("{} {:?} moments", model.origin, vae.config());
         let mut latents = LatentCache::new(config.cache.as_deref(), &key)?;
         let encode = |pixels: &Tensor| {
-            let gaussian = vae.encode(&pixels.to_device(&model.device)?)?;
+            let gaussian = vae.encode_until(&pixels.to_device(&model.device)?, None, cancel)?;
             Ok(Tensor::cat(&[&gaussian.mean, &gaussian.logvar], 3)?)
         };
         latents.fill(&dataset, config.random_flip, encode, observer, cancel)?;

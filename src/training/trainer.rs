@@ -24,7 +24,7 @@ use crate::{
     models::UNetInput,
     nn::Part,
     ops::Tape,
-    pipeline::Pipeline,
+    pipeline::{ModelSize, Pipeline},
     progress::{CancelToken, Event, Observer, Stage},
     weights::{ModelSource, OpenOptions},
 };
@@ -136,7 +136,8 @@ impl<'a> Run<'a> {
                 "inpainting and editing models cannot be trained; use the model they were made from",
             ));
         }
-        let dataset = Dataset::scan(&config.images, &scan_options(config, &model), observer, cancel)?;
+        let options = scan_options(config, model.size);
+        let dataset = Dataset::scan(&config.images, &options, observer, cancel)?;
         let fingerprint = fingerprint(&dataset);
         let mut feed = Feed::new(config, dataset, &model, observer, cancel)?;
         let table = NameTable::of(&mut model.parts())?;
@@ -219,7 +220,7 @@ impl<'a> Run<'a> {
             }
             let keep = self.config.gradient_checkpointing.then_some(&tape);
             let batch = self.feed.batch(number, &self.model, keep)?;
-            let loss = self.loss_of(&batch, keep)?;
+            let loss = self.loss_of(&batch, keep, cancel)?;
             total += f64::from(loss.to_scalar::<f32>()?);
             sum.add(&self.trainable, &tape.backward(&(loss * loss_scale)?)?)?;
             captions.extend(batch.captions);
@@ -239,7 +240,7 @@ impl<'a> Run<'a> {
         Ok(learning_rate)
     }
 
-    fn loss_of(&self, batch: &Batch, tape: Option<&Tape>) -> Result<Tensor> {
+    fn loss_of(&self, batch: &Batch, tape: Option<&Tape>, cancel: &CancelToken) -> Result<Tensor> {
         let schedule = &self.model.schedule;
         let options = NoiseOptions { seed: self.config.seed, offset: self.config.noise_offset };
         let noised = loss::add_noise(schedule, &batch.latents, &batch.samples, options)?;
@@ -248,6 +249,7 @@ impl<'a> Run<'a> {
         let input = UNetInput {
             added: batch.added.clone(),
             tape,
+            cancel: Some(cancel),
             ..UNetInput::new(&noised.noisy, &timesteps, &batch.context)
         };
         let prediction = self.model.unet.forward(&input)?;
@@ -366,10 +368,10 @@ fn open(config: &TrainConfig, observer: &mut dyn Observer, cancel: &CancelToken)
     Ok(Base::from(&pipeline))
 }
 
-/// The dataset's options, with the model's own size where the user named none.
-fn scan_options(config: &TrainConfig, model: &Base) -> ScanOptions {
+/// How a run reads its folder: as its configuration says, with the model's own sizes where the user named none.
+pub fn scan_options(config: &TrainConfig, model: ModelSize) -> ScanOptions {
     let (mut options, untouched) = (config.dataset.clone(), BucketOptions::default());
-    let size = u32::try_from(model.size_px).unwrap_or(untouched.resolution.0);
+    let size = u32::try_from(model.native_px).unwrap_or(untouched.resolution.0);
     match config.resolution {
         Some(side) => options.buckets.resolution = (side, side),
         None if options.buckets.resolution == untouched.resolution => {
@@ -378,7 +380,7 @@ fn scan_options(config: &TrainConfig, model: &Base) -> ScanOptions {
         None => {}
     }
     if options.buckets.step_px == untouched.step_px {
-        options.buckets.step_px = u32::try_from(model.size_step_px).unwrap_or(untouched.step_px);
+        options.buckets.step_px = u32::try_from(model.step_px).unwrap_or(untouched.step_px);
     }
     options
 }

@@ -13,6 +13,7 @@ use crate::{
         checkpointed,
     },
     ops::checkpoint::Tape,
+    progress::CancelToken,
     weights::Weights,
 };
 
@@ -25,6 +26,8 @@ pub(super) struct Conditioning<'a> {
     pub context: &'a Tensor,
     /// Recompute pairs in the backward pass instead of keeping what is inside them?
     pub tape: Option<&'a Tape>,
+    /// Looked at between layers.
+    pub cancel: &'a CancelToken,
 }
 
 /// What all blocks of a network share.
@@ -43,15 +46,18 @@ struct Pair {
 
 impl Pair {
     fn forward(&self, x: &Tensor, conditioning: Conditioning<'_>) -> Result<Tensor> {
-        let Conditioning { time, context, tape } = conditioning;
+        let Conditioning { time, context, tape, cancel } = conditioning;
+        cancel.check()?;
+        // A backward pass is not left halfway.
+        let inside = if tape.is_some() { CancelToken::default() } else { cancel.clone() };
         let pair = self.clone();
-        checkpointed(tape, [x, time, context], move |[x, time, context]| pair.run(x, time, context))
+        checkpointed(tape, [x, time, context], move |[x, time, context]| pair.run(x, time, context, &inside))
     }
 
-    fn run(&self, x: &Tensor, time: &Tensor, context: &Tensor) -> Result<Tensor> {
+    fn run(&self, x: &Tensor, time: &Tensor, context: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
         let y = self.resnet.forward(x, Some(time))?;
         match &self.attention {
-            Some(attention) => attention.forward(&y, context),
+            Some(attention) => attention.forward(&y, context, cancel),
             None => Ok(y),
         }
     }
@@ -137,6 +143,7 @@ impl DownBlock {
             x = pair.forward(&x, conditioning)?;
             skips.push(x.clone());
         }
+        conditioning.cancel.check()?;
         if let Some(downsampler) = &self.downsampler {
             x = downsampler.forward(&x)?;
             skips.push(x.clone());
@@ -206,6 +213,7 @@ impl UpBlock {
             let skip = skips.pop().ok_or_else(|| Error::invalid("more resnets on the way up than down"))?;
             x = pair.forward(&Tensor::cat(&[&x, &skip], 3)?, conditioning)?;
         }
+        conditioning.cancel.check()?;
         if let Some(upsampler) = &self.upsampler {
             let size = skips.last().map(|next| next.dims4()).transpose()?.map(|(_, h, w, _)| (h, w));
             x = upsampler.forward(&x, size)?;

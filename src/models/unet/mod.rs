@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     nn::{Adaptable, Conv2d, GroupNorm, LayerPath, Sinusoid, TimestepEmbedding, adaptable::Visitor},
     ops::{Conv2dGeometry, checkpoint::Tape},
+    progress::CancelToken,
     weights::{self, Weights},
 };
 
@@ -41,12 +42,14 @@ pub struct UNetInput<'a> {
     pub guidance: Option<&'a Tensor>,
     /// With a tape, resnet-transformer pairs are recomputed in the backward pass; call `tape.backward`.
     pub tape: Option<&'a Tape>,
+    /// Looked at between layers: a step on a large picture can take minutes. May be left out.
+    pub cancel: Option<&'a CancelToken>,
 }
 
 impl<'a> UNetInput<'a> {
     /// An input without the optional parts.
     pub fn new(sample: &'a Tensor, timesteps: &'a Tensor, context: &'a Tensor) -> Self {
-        Self { sample, timesteps, context, added: None, guidance: None, tape: None }
+        Self { sample, timesteps, context, added: None, guidance: None, tape: None, cancel: None }
     }
 }
 
@@ -134,7 +137,7 @@ impl UNet2DConditionModel {
     ///
     /// # Errors
     /// If the latents have other channels than the network takes (an inpainting network takes 9), other shapes
-    /// disagree, or the network needs `added` and there is none.
+    /// disagree, or the network needs `added` and there is none; [`Error::Cancelled`] if `cancel` says so.
     pub fn forward(&self, input: &UNetInput<'_>) -> Result<Tensor> {
         let (found, expected) = (input.sample.dim(3)?, self.config.in_channels);
         if found != expected {
@@ -147,7 +150,9 @@ impl UNet2DConditionModel {
         let time = self.time(input)?;
         // 2. pre-process
         let context = input.context.to_dtype(dtype)?;
-        let conditioning = Conditioning { time: &time, context: &context, tape: input.tape };
+        let never = CancelToken::default();
+        let cancel = input.cancel.unwrap_or(&never);
+        let conditioning = Conditioning { time: &time, context: &context, tape: input.tape, cancel };
         let mut x = self.conv_in.forward(&input.sample.to_dtype(dtype)?)?;
         // 3. down
         let mut skips = vec![x.clone()];

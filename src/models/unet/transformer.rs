@@ -9,6 +9,7 @@ use crate::{
         adaptable::Visitor, attention,
     },
     ops::{Conv2dGeometry, Mask},
+    progress::CancelToken,
     weights::Weights,
 };
 
@@ -62,13 +63,13 @@ impl Transformer {
     /// - `x`: (b, h, w, c), `context`: (b, m, context width) → (b, h, w, c)
     ///
     /// # Errors
-    /// If shapes disagree.
-    pub fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    /// If shapes disagree; [`Error::Cancelled`](crate::error::Error::Cancelled).
+    pub fn forward(&self, x: &Tensor, context: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let y = self.proj_in.forward(&self.norm.forward(x)?)?;
         let mut y = y.reshape((b, h * w, c))?; // b n c
         for block in &self.blocks {
-            y = block.forward(&y, context)?;
+            y = block.forward(&y, context, cancel)?;
         }
         let y = self.proj_out.forward(&y.reshape((b, h, w, c))?)?;
         Ok((y + x)?)
@@ -153,11 +154,13 @@ impl TransformerBlock {
         })
     }
 
-    fn forward(&self, x: &Tensor, context: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, context: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
+        cancel.check()?;
         let y = self.norm1.forward(x)?;
         let first = if self.only_cross_attention { context } else { &y };
-        let x = (self.attn1.forward(&y, first)? + x)?;
-        let x = (self.attn2.forward(&self.norm2.forward(&x)?, context)? + x)?;
+        let x = (self.attn1.forward_until(&y, first, cancel)? + x)?;
+        let x = (self.attn2.forward_until(&self.norm2.forward(&x)?, context, cancel)? + x)?;
+        cancel.check()?;
         Ok((self.ff.forward(&self.norm3.forward(&x)?)? + x)?)
     }
 }

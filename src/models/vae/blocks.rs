@@ -10,6 +10,7 @@ use crate::{
         attention,
     },
     ops::{Conv2dGeometry, Mask},
+    progress::CancelToken,
     weights::Weights,
 };
 
@@ -47,11 +48,13 @@ impl Stage {
         Ok(Self { resnets, down: None, up: None })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
         let mut x = x.clone();
         for resnet in &self.resnets {
+            cancel.check()?;
             x = resnet.forward(&x, None)?;
         }
+        cancel.check()?;
         if let Some(down) = &self.down {
             x = down.forward(&x)?;
         }
@@ -93,12 +96,12 @@ impl Middle {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
         let mut x = self.first.forward(x, None)?;
         if let Some((norm, attention)) = &self.attention {
             let (b, h, w, c) = x.dims4()?;
             let y = norm.forward(&x)?.reshape((b, h * w, c))?;
-            x = (attention.forward(&y, &y)?.reshape((b, h, w, c))? + x)?;
+            x = (attention.forward_until(&y, &y, cancel)?.reshape((b, h, w, c))? + x)?;
         }
         self.last.forward(&x, None)
     }
@@ -141,9 +144,10 @@ impl Encoder {
         })
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.stages.iter().try_fold(self.conv_in.forward(x)?, |x, stage| stage.forward(&x))?;
-        self.conv_out.forward(&self.conv_norm_out.forward_silu(&self.middle.forward(&x)?)?)
+    pub fn forward(&self, x: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
+        let x = self.conv_in.forward(x)?;
+        let x = self.stages.iter().try_fold(x, |x, stage| stage.forward(&x, cancel))?;
+        self.conv_out.forward(&self.conv_norm_out.forward_silu(&self.middle.forward(&x, cancel)?)?)
     }
 }
 
@@ -188,9 +192,9 @@ impl Decoder {
         self.conv_in.weight().dtype()
     }
 
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.middle.forward(&self.conv_in.forward(x)?)?;
-        let x = self.stages.iter().try_fold(x, |x, stage| stage.forward(&x))?;
+    pub fn forward(&self, x: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
+        let x = self.middle.forward(&self.conv_in.forward(x)?, cancel)?;
+        let x = self.stages.iter().try_fold(x, |x, stage| stage.forward(&x, cancel))?;
         self.conv_out.forward(&self.conv_norm_out.forward_silu(&x)?)
     }
 }

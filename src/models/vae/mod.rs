@@ -13,6 +13,7 @@ pub use self::{config::VaeConfig, tiling::Tiling};
 use crate::{
     error::Result,
     nn::Conv2d,
+    progress::CancelToken,
     weights::{self, Weights},
 };
 
@@ -88,19 +89,26 @@ impl AutoencoderKl {
     /// # Errors
     /// If shapes disagree.
     pub fn encode(&self, pictures: &Tensor) -> Result<DiagonalGaussian> {
-        self.split(&self.moments(pictures)?)
+        self.encode_until(pictures, None, &CancelToken::default())
     }
 
-    /// [`AutoencoderKl::encode`] in overlapping tiles, for pictures too large to encode at once.
+    /// [`AutoencoderKl::encode`], stopped between layers if asked to; with a tiling in overlapping tiles, for pictures too
+    /// large to encode at once.
     ///
     /// # Shapes
     /// - `pictures`: (b, h, w, 3) in [-1, 1] → mean and log variance (b, h / 8, w / 8, 4)
     ///
     /// # Errors
-    /// If shapes disagree, or the tiling makes no sense.
-    pub fn encode_tiled(&self, pictures: &Tensor, tiling: &Tiling) -> Result<DiagonalGaussian> {
+    /// If shapes disagree, or the tiling makes no sense; [`Error::Cancelled`](crate::error::Error::Cancelled).
+    pub fn encode_until(
+        &self,
+        pictures: &Tensor,
+        tiling: Option<&Tiling>,
+        cancel: &CancelToken,
+    ) -> Result<DiagonalGaussian> {
+        let Some(tiling) = tiling else { return self.split(&self.moments(pictures, cancel)?) };
         let sides = (tiling.size * self.config.downscale(), tiling.size);
-        self.split(&tiling.map(pictures, sides, |tile| self.moments(tile))?)
+        self.split(&tiling.map(pictures, sides, |tile| self.moments(tile, cancel))?)
     }
 
     /// # Shapes
@@ -109,29 +117,39 @@ impl AutoencoderKl {
     /// # Errors
     /// If shapes disagree.
     pub fn decode(&self, latents: &Tensor) -> Result<Tensor> {
-        let latents = latents.to_dtype(self.dtype())?;
-        match &self.post_quant_conv {
-            Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(&latents)?),
-            None => self.decoder.forward(&latents),
-        }
+        self.decode_until(latents, None, &CancelToken::default())
     }
 
-    /// [`AutoencoderKl::decode`] in overlapping tiles, for pictures too large to decode at once. Tiles do not see one
-    /// another, so a decoded picture differs a little from one decoded whole.
+    /// [`AutoencoderKl::decode`], stopped between layers if asked to; with a tiling in overlapping tiles, for pictures too
+    /// large to decode at once. Tiles do not see one another, so such a picture differs a little from one decoded whole.
     ///
     /// # Shapes
     /// - `latents`: (b, h, w, 4) → (b, 8 h, 8 w, 3)
     ///
     /// # Errors
-    /// If shapes disagree, or the tiling makes no sense.
-    pub fn decode_tiled(&self, latents: &Tensor, tiling: &Tiling) -> Result<Tensor> {
-        let sides = (tiling.size, tiling.size * self.config.downscale());
-        tiling.map(latents, sides, |tile| self.decode(tile))
+    /// If shapes disagree, or the tiling makes no sense; [`Error::Cancelled`](crate::error::Error::Cancelled).
+    pub fn decode_until(
+        &self,
+        latents: &Tensor,
+        tiling: Option<&Tiling>,
+        cancel: &CancelToken,
+    ) -> Result<Tensor> {
+        let decode = |latents: &Tensor| {
+            let latents = latents.to_dtype(self.dtype())?;
+            match &self.post_quant_conv {
+                Some(post_quant_conv) => self.decoder.forward(&post_quant_conv.forward(&latents)?, cancel),
+                None => self.decoder.forward(&latents, cancel),
+            }
+        };
+        match tiling {
+            None => decode(latents),
+            Some(tiling) => tiling.map(latents, (tiling.size, tiling.size * self.config.downscale()), decode),
+        }
     }
 
     /// Mean and log variance side by side (b, h / 8, w / 8, 8).
-    fn moments(&self, pictures: &Tensor) -> Result<Tensor> {
-        let moments = self.encoder.forward(&pictures.to_dtype(self.dtype())?)?;
+    fn moments(&self, pictures: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
+        let moments = self.encoder.forward(&pictures.to_dtype(self.dtype())?, cancel)?;
         match &self.quant_conv {
             Some(quant_conv) => quant_conv.forward(&moments),
             None => Ok(moments),

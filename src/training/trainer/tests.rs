@@ -89,8 +89,7 @@ fn tiny_model(family: Family) -> Result<Base> {
     Ok(Base {
         origin: "tiny".into(),
         conventions: conventions(family),
-        size_px: 16,
-        size_step_px: 4,
+        size: ModelSize { native_px: 16, step_px: 4 },
         unet: UNet2DConditionModel::load(&unet_weights, &unet)?,
         encoders,
         vae: Some(AutoencoderKl::load(&vae_weights, &vae)?),
@@ -237,7 +236,7 @@ fn factors_with_gradients(model: Base, config: &TrainConfig) -> Result<(Vec<Stri
         let mut step = |number| -> Result<Vec<String>> {
             let tape = Tape::new(&Device::Cpu)?;
             let batch = run.feed.batch(number, &run.model, Some(&tape))?;
-            let grads = tape.backward(&run.loss_of(&batch, Some(&tape))?)?;
+            let grads = tape.backward(&run.loss_of(&batch, Some(&tape), &CancelToken::default())?)?;
             let mut sum = Gradients::default();
             sum.add(&run.trainable, &grads)?;
             let mut alive = Vec::new();
