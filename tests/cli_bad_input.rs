@@ -67,7 +67,7 @@ fn doubtful_pictures_are_named_and_the_rest_is_used() {
     put(root, "10_fox/silent.png", png(600, 512));
     put(root, "10_fox/broken.jpg", [0xff, 0xd8, 0xff, 0xe0, 0x00, 0x10, b'J', b'F']);
     put(root, "10_fox/wide.png", png(20_000, 64));
-    let report = scumble(root).args(["train", ".", "--check"]).assert().success();
+    let report = scumble(root).args(["train", ".", "--check", "--resolution", "512"]).assert().success();
     report
         .stdout(contains("3 pictures, 30 seen in an epoch"))
         .stdout(contains("broken.jpg: broken picture"))

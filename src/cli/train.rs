@@ -9,7 +9,10 @@ use super::{Context, output, setup::hinted, shell::quoted};
 use crate::{
     dataset::{Dataset, ScanOptions, doctor},
     error::{Error, Result},
-    training::{LrShape, TrainConfig, TrainOutcome, Trainer, UnetLayers, state_path},
+    pipeline::{ModelSize, text::tokenizer},
+    prompt::Tokenizer,
+    training::{LrShape, TrainConfig, TrainOutcome, Trainer, UnetLayers, scan_options, state_path},
+    weights::{Family, ModelSource, OpenOptions},
 };
 
 /// Options of `train`.
@@ -80,12 +83,12 @@ struct RunArgs {
     /// Go on where a stopped run left off
     #[arg(long)]
     resume: bool,
-    /// Keep activations instead of computing them twice: faster, much more memory
-    #[arg(long)]
-    no_gradient_checkpointing: bool,
     /// Train anew where a finished adapter stands, and replace it
     #[arg(long)]
     force: bool,
+    /// Keep activations instead of computing them twice: faster, much more memory
+    #[arg(long)]
+    no_gradient_checkpointing: bool,
 }
 
 #[derive(Debug, Default, ClapArgs)]
@@ -162,13 +165,13 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         return check(&config, context);
     }
     let (out, resume) = (config.out.clone(), config.resume);
-    let Context { console, cancel, .. } = context;
-    let model = config.model.clone();
-    let outcome = Trainer::new(config)?.run(console, cancel);
     // A stopped run, or one that is finished and was to be resumed, has messages of its own.
     if !resume && !state_path(&out).exists() && !out.is_dir() {
         output::refuse_replacing(&out, args.run.force)?;
     }
+    let Context { console, cancel, .. } = context;
+    let model = config.model.clone();
+    let outcome = Trainer::new(config)?.run(console, cancel);
     console.close();
     match outcome? {
         TrainOutcome::Finished { adapter, loss } => {
@@ -270,17 +273,38 @@ fn set_some<T: Clone>(key: &mut Option<T>, option: Option<&T>) {
     }
 }
 
-/// `--check`: what the doctor says, without a model.
+/// `--check`: what the doctor says, at the sizes the training would use, without loading the model.
 fn check(config: &TrainConfig, context: &mut Context) -> Result<()> {
-    let mut options = config.dataset.clone();
-    if let Some(side) = config.resolution {
-        options.buckets.resolution = (side, side);
-    }
+    let (size, tokenizer) = about_model(config, context)?;
+    let options = scan_options(config, size);
     let Context { console, cancel, .. } = context;
     let dataset = Dataset::scan(&config.images, &options, &mut (), cancel)?;
-    let report = doctor::examine(&dataset, None);
+    let count = |caption: &str| tokenizer.encode(caption).map_or(0, |ids| ids.len());
+    let report = doctor::examine(&dataset, Some(&count));
+    let (width, height) = options.buckets.resolution;
+    console.note(&format!("for `{}` at {width}x{height}", config.model));
     let text = report.to_string();
     let object = serde_json::to_value(&report).map_err(|e| Error::invalid(e.to_string()))?;
     console.result(text.trim_end(), &object);
     Ok(())
+}
+
+/// What of the model decides over pictures' sizes and captions' lengths. Nothing is downloaded for it.
+fn about_model(config: &TrainConfig, context: &Context) -> Result<(ModelSize, Tokenizer)> {
+    let source = ModelSource::parse(&config.model)?;
+    let options = OpenOptions { offline: true, ..OpenOptions::default() };
+    match (source.open(&options, &mut (), &context.cancel), &source) {
+        (Ok(checkpoint), _) => Ok((ModelSize::of_checkpoint(&checkpoint)?, tokenizer(&checkpoint, false)?)),
+        (Err(e), ModelSource::Hub { id, .. }) if !e.is_cancelled() => {
+            let family = if id.to_lowercase().contains("xl") { Family::Sdxl } else { Family::Sd1 };
+            let size = ModelSize::of_family(family);
+            context.console.note(&format!(
+                "{source} is not on this machine yet: taken for {} at {} px",
+                family.title(),
+                size.native_px
+            ));
+            Ok((size, Tokenizer::openai()?))
+        }
+        (Err(e), _) => Err(e),
+    }
 }

@@ -58,7 +58,7 @@ impl fmt::Display for Problem {
             Self::Duplicate { paths } => write!(f, "the same picture {} times: {}", paths.len(), some(paths)),
             Self::LongCaption { path, tokens } => write!(
                 f,
-                "{}: the caption has {tokens} tokens, more than the {CLIP_TOKENS} of one chunk",
+                "{}: the caption has {tokens} tokens, more than the {CLIP_TOKENS} read at once: it is read in pieces",
                 path.display()
             ),
             Self::Upscaled { paths, bucket } => {
@@ -132,6 +132,36 @@ pub fn examine(dataset: &Dataset, count_tokens: Option<&dyn Fn(&str) -> usize>) 
         buckets: dataset.bucket_counts().into_iter().map(|(b, n)| (b.to_string(), n)).collect(),
         problems,
     }
+}
+
+/// What a run must be told of its captions before it learns from them, a line each: which are no captions, and which are
+/// longer than the text encoder reads at once.
+pub fn caption_notes(dataset: &Dataset, count_tokens: &dyn Fn(&str) -> usize) -> Vec<String> {
+    let mut notes = Vec::new();
+    let silent: Vec<&super::Item> = dataset.items().iter().filter(|i| !i.captioned).collect();
+    if !silent.is_empty() {
+        let mut classes: Vec<&str> =
+            silent.iter().map(|i| dataset.folders()[i.folder].class.as_str()).collect();
+        classes.dedup();
+        let used = match classes.as_slice() {
+            [class] => format!("`{class}` is"),
+            _ => "their folders' names are".to_owned(),
+        };
+        let paths: Vec<PathBuf> = silent.iter().map(|i| i.path.clone()).collect();
+        notes.push(format!("{} without a caption, {used} used: {}", pictures(paths.len()), some(&paths)));
+    }
+    let counted = dataset.items().iter().map(|i| (count_tokens(&i.caption), &i.path));
+    let long: Vec<(usize, &PathBuf)> = counted.filter(|(tokens, _)| *tokens > CLIP_TOKENS).collect();
+    if let Some((most, longest)) = long.iter().max_by_key(|(tokens, _)| *tokens) {
+        let captions =
+            if long.len() == 1 { "1 caption is".into() } else { format!("{} captions are", long.len()) };
+        notes.push(format!(
+            "{captions} longer than the {CLIP_TOKENS} tokens a text encoder reads at once ({most} beside {}): \
+             read in pieces of {CLIP_TOKENS}, nothing is cut off",
+            longest.display()
+        ));
+    }
+    notes
 }
 
 fn upscaled(dataset: &Dataset) -> Vec<Problem> {

@@ -168,15 +168,7 @@ impl TextEncoder {
             Some(json) => ClipTextConfig::from_json(json)?,
             None => default,
         };
-        let tokenizer = match checkpoint.tokenizer_files(second)? {
-            Some(files) => Tokenizer::from_files(&files.vocab, &files.merges, files.config.as_ref())?,
-            None => {
-                let mut tokenizer = Tokenizer::openai()?;
-                let pad = family::conventions(checkpoint.family).pad_ids[usize::from(second)];
-                tokenizer.pad = pad.unwrap_or(tokenizer.eos);
-                tokenizer
-            }
-        };
+        let tokenizer = tokenizer(checkpoint, second)?;
         if tokenizer.vocab_size() > config.vocab_size {
             return Err(Error::invalid(format!(
                 "the tokenizer has {} tokens, {component} only {}",
@@ -215,4 +207,18 @@ impl TextEncoder {
         let (_, n, d) = hidden.dims3()?;
         Ok((hidden.reshape((1, rows * n, d))?, output.pooled.narrow(0, 0, 1)?))
     }
+}
+
+/// The tokenizer of a model's first or `second` text encoder: its own, or the built-in one.
+///
+/// # Errors
+/// If its files are malformed.
+pub fn tokenizer(checkpoint: &Checkpoint, second: bool) -> Result<Tokenizer> {
+    if let Some(files) = checkpoint.tokenizer_files(second)? {
+        return Tokenizer::from_files(&files.vocab, &files.merges, files.config.as_ref());
+    }
+    let mut tokenizer = Tokenizer::openai()?;
+    let pad = family::conventions(checkpoint.family).pad_ids[usize::from(second)];
+    tokenizer.pad = pad.unwrap_or(tokenizer.eos);
+    Ok(tokenizer)
 }

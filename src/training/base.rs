@@ -137,6 +137,12 @@ impl Base {
         Ok(self.encoders.iter().map(rows).collect::<Result<Vec<_>>>()?.into_iter().max().unwrap_or(1))
     }
 
+    /// How many tokens a caption has, by the tokenizer that cuts it finest.
+    pub fn tokens(&self, caption: &str) -> usize {
+        let counts = self.encoders.iter().map(|e| e.tokenizer.encode(caption).map_or(0, |ids| ids.len()));
+        counts.max().unwrap_or_default()
+    }
+
     /// Encodes captions as one batch, filled up to the same number of rows.
     ///
     /// # Errors

@@ -20,4 +20,4 @@ pub use checkpoint::{State, state_path};
 pub use config::{TrainConfig, UnetLayers};
 pub use lr_schedule::{LrSchedule, LrShape};
 pub use optimizer::{AdamW, AdamWConfig};
-pub use trainer::{TrainOutcome, Trainer};
+pub use trainer::{TrainOutcome, Trainer, scan_options};

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     adapter::{NameTable, SaveOptions, Trainable, TrainableSpec},
-    dataset::{BucketOptions, Dataset, ScanOptions},
+    dataset::{BucketOptions, Dataset, ScanOptions, doctor},
     device::{DeviceChoice, Precision},
     error::{Error, Result},
     files::OutputLock,
@@ -138,6 +138,9 @@ impl<'a> Run<'a> {
         }
         let options = scan_options(config, model.size);
         let dataset = Dataset::scan(&config.images, &options, observer, cancel)?;
+        for message in doctor::caption_notes(&dataset, &|caption| model.tokens(caption)) {
+            observer.observe(&Event::Warning { message: &message });
+        }
         let fingerprint = fingerprint(&dataset);
         let mut feed = Feed::new(config, dataset, &model, observer, cancel)?;
         let table = NameTable::of(&mut model.parts())?;
