@@ -141,6 +141,32 @@ fn check_measures_every_layer() {
     assert!((relative[0] / f64::from(expected) - 1.0).abs() < 1e-4, "{} is not {expected}", relative[0]);
 }
 
+/// The embedded model is a family of its own, not a kind of SD 1.
+#[test]
+fn mini_goes_by_its_name() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let riso = sample("riso");
+    let check = |more: &[&str]| scumble(root).args([&["check", &riso], more].concat()).assert();
+    check(&["--family", "mini"]).success().stdout(contains("(100.0 %)"));
+    check(&["--family", "sd1"]).code(1).stdout(contains("was trained for mini"));
+    check(&[]).success().stderr(contains("for mini"));
+    let inspect = scumble(root).args(["inspect", &riso, "--no-hash"]).assert().success();
+    inspect.stdout(contains("family       mini (").and(contains("warning").not()));
+    layer(&root.join("xl.safetensors"), 2048, 4, &[]);
+    let other = scumble(root).args(["generate", "cat", "--lora", "xl.safetensors"]).assert().code(1);
+    other.stderr(contains("trained for SDXL").and(contains("the model is mini")));
+
+    let pictures = repository("sample-data/riso").display().to_string();
+    let train =
+        ["train", &pictures, "--steps", "1", "--rank", "1", "--resolution", "64", "--out", "a.safetensors"];
+    scumble(root).args(train).assert().success();
+    let found = &json(root, &["inspect", "a.safetensors"])[0];
+    assert_eq!(found["metadata"]["ss_base_model_version"], "scumble_mini");
+    assert_eq!(found["metadata"]["modelspec.architecture"], "scumble-mini/lora");
+    assert_eq!((&found["family"], &found["warnings"]), (&"mini".into(), &serde_json::json!([])));
+}
+
 #[test]
 fn check_names_what_does_not_fit() {
     let dir = TempDir::new().unwrap();
@@ -237,7 +263,11 @@ fn a_library_is_searched_filtered_and_sorted() {
     let text = scumble(root).args(["library", "loras"]).assert().success();
     text.stdout(contains("sks fox").and(contains("login").not()))
         .stderr(contains("warning: login.safetensors: is a web page"));
-    scumble(root).args(["library", "nowhere"]).assert().code(1).stderr(contains("there is no such folder"));
+    scumble(root)
+        .args(["library", "nowhere"])
+        .assert()
+        .code(1)
+        .stderr(contains("there is no such file or folder"));
 }
 
 #[test]

@@ -7,8 +7,11 @@ use std::{
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Adapter, Delta, Lineage};
+use super::{Adapter, Delta, Lineage, lineage::Labels};
 use crate::weights::reader::SafetensorsFile;
+
+/// The key under which the configuration of a training run stands in its adapter, as TOML.
+pub const CONFIG_KEY: &str = "scumble_config";
 
 /// A safetensors header's free entries: text to text.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -43,12 +46,7 @@ impl Metadata {
         };
         let rank = number(&|delta| delta.rank().map(|r| r as f64), &|r| r.to_string());
         let alpha = number(&|delta| delta.alpha().or(delta.rank().map(|r| r as f64)), &python_float);
-        let version = match lineage {
-            Some(Lineage::Sd1) => Some("sd_v1"),
-            Some(Lineage::Sd2) => Some("sd_v2"),
-            Some(Lineage::Sdxl | Lineage::SdxlRefiner) => Some("sdxl_base_v1-0"),
-            Some(Lineage::Other(_)) | None => None,
-        };
+        let version = lineage.map(|lineage| lineage.labels(false).version);
         for (key, value) in [
             ("ss_v2", lineage.map(|l| if l == Lineage::Sd2 { "True" } else { "False" }.to_string())),
             ("ss_base_model_version", version.map(ToString::to_string)),
@@ -137,18 +135,14 @@ impl TrainingRecord {
         metadata
     }
 
+    fn labels(&self) -> Labels {
+        self.lineage.unwrap_or(Lineage::Sd1).labels(self.v_prediction)
+    }
+
     fn kohya(&self, m: &mut Metadata) {
         let v2 = self.lineage == Some(Lineage::Sd2);
         m.set_bool("ss_v2", v2);
-        m.set(
-            "ss_base_model_version",
-            match self.lineage {
-                Some(Lineage::Sdxl | Lineage::SdxlRefiner) => "sdxl_base_v1-0",
-                Some(Lineage::Sd2) if self.v_prediction => "sd_v2_v",
-                Some(Lineage::Sd2) => "sd_v2",
-                _ => "sd_v1",
-            },
-        );
+        m.set("ss_base_model_version", self.labels().version);
         m.set("ss_network_module", "networks.lora");
         m.set("ss_network_dim", self.rank_alpha.0);
         m.set("ss_network_alpha", python_float(self.rank_alpha.1));
@@ -175,15 +169,8 @@ impl TrainingRecord {
     /// <https://github.com/Stability-AI/ModelSpec>
     fn modelspec(&self, m: &mut Metadata) {
         let sdxl = matches!(self.lineage, Some(Lineage::Sdxl | Lineage::SdxlRefiner));
-        let architecture = match self.lineage {
-            Some(Lineage::Sdxl) => "stable-diffusion-xl-v1-base",
-            Some(Lineage::SdxlRefiner) => "stable-diffusion-xl-v1-refiner",
-            Some(Lineage::Sd2) if self.v_prediction => "stable-diffusion-v2-768-v",
-            Some(Lineage::Sd2) => "stable-diffusion-v2-512",
-            _ => "stable-diffusion-v1",
-        };
         m.set("modelspec.sai_model_spec", "1.0.1");
-        m.set("modelspec.architecture", format!("{architecture}/lora"));
+        m.set("modelspec.architecture", format!("{}/lora", self.labels().architecture));
         let sgm = "https://github.com/Stability-AI/generative-models";
         m.set("modelspec.implementation", if sdxl { sgm } else { "diffusers" });
         m.set("modelspec.title", &self.output_name);

@@ -2,79 +2,11 @@
 
 use std::fmt;
 
+use super::Lineage;
 use crate::{
     error::{Error, Result},
     nn::Part,
-    weights::Family,
 };
-
-/// The family an adapter or a model belongs to, told by the width its cross-attention reads: shapes do not lie,
-/// metadata may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Lineage {
-    /// Cross-attention 768.
-    Sd1,
-    /// Cross-attention 1024.
-    Sd2,
-    /// Cross-attention 2048.
-    Sdxl,
-    /// Cross-attention 1280.
-    SdxlRefiner,
-    /// Any other width.
-    Other(usize),
-}
-
-impl Lineage {
-    /// By the input width of `attn2.to_k`.
-    pub fn of_cross_attention(width: usize) -> Self {
-        match width {
-            768 => Self::Sd1,
-            1024 => Self::Sd2,
-            2048 => Self::Sdxl,
-            1280 => Self::SdxlRefiner,
-            other => Self::Other(other),
-        }
-    }
-
-    /// The name for people.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Sd1 => "SD 1.x",
-            Self::Sd2 => "SD 2.x",
-            Self::Sdxl => "SDXL",
-            Self::SdxlRefiner => "the SDXL refiner",
-            Self::Other(_) => "another model",
-        }
-    }
-
-    /// As `--family` and configs name it. Other widths are of models like SD 1 with sizes of their own.
-    pub fn family(self) -> Family {
-        match self {
-            Self::Sd1 => Family::Sd1,
-            Self::Sd2 => Family::Sd2,
-            Self::Sdxl => Family::Sdxl,
-            Self::SdxlRefiner => Family::SdxlRefiner,
-            Self::Other(_) => Family::Mini,
-        }
-    }
-
-    fn width(self) -> usize {
-        match self {
-            Self::Sd1 => 768,
-            Self::Sd2 => 1024,
-            Self::Sdxl => 2048,
-            Self::SdxlRefiner => 1280,
-            Self::Other(width) => width,
-        }
-    }
-}
-
-impl fmt::Display for Lineage {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} (cross-attention {})", self.name(), self.width())
-    }
-}
 
 /// Why a key was not applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,6 +95,9 @@ impl LoadReport {
     /// # Errors
     /// If a key is unmatched and that is not allowed, or if no key matched at all.
     pub(crate) fn enforce(&self, allow_unmatched: bool) -> Result<()> {
+        if self.matched == 0 && self.unmatched.is_empty() {
+            return Err(Error::invalid("this file holds no tensors of an adapter"));
+        }
         if self.matched == 0 {
             let foreign = self.unmatched.iter().find_map(|u| match u.reason {
                 Reason::Foreign(what) => Some(what),

@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// The model they are for; its weights tell how much each layer is changed
     #[arg(long, short, conflicts_with = "family")]
     pub model: Option<String>,
-    /// Only the layers of a family, without a model: sd1, sd2, sdxl, sdxl-refiner [default: the one that fits best]
+    /// Only the layers of a family, without a model: sd1, sd2, sdxl, sdxl-refiner, mini [default: the one that fits best]
     #[arg(long, value_name = "FAMILY", value_parser = setup::hinted::<Family>)]
     pub family: Option<Family>,
     /// List every key that was not applied and every layer's change

@@ -64,6 +64,8 @@ pub struct Conventions {
     pub pad_ids: [Option<u32>; 2],
     /// Side of the pictures the network was trained on.
     pub size_px: usize,
+    /// How strongly the prompt pulls if the user does not say (classifier-free guidance).
+    pub cfg_scale: f64,
     /// diffusers' name for what the network predicts, where neither checkpoint nor user says.
     pub prediction_type: &'static str,
 }
@@ -77,6 +79,7 @@ pub fn conventions(family: Family) -> Conventions {
         time_ids: TimeIds::None,
         pad_ids: [None, None],
         size_px: 512,
+        cfg_scale: 7.0,
         prediction_type: "epsilon",
     };
     let sdxl = Conventions {
@@ -86,6 +89,7 @@ pub fn conventions(family: Family) -> Conventions {
         time_ids: TimeIds::Sizes,
         pad_ids: [None, Some(0)],
         size_px: 1024,
+        cfg_scale: 7.0,
         prediction_type: "epsilon",
     };
     match family {
@@ -94,7 +98,9 @@ pub fn conventions(family: Family) -> Conventions {
         }
         Family::Sdxl => sdxl,
         Family::SdxlRefiner => Conventions { time_ids: TimeIds::Score, zero_empty_negative: false, ..sdxl },
-        _ => sd1,
+        // A small network knows little, and what is beyond that it overdraws: 7 gives glaring colours and ragged edges.
+        Family::Mini => Conventions { size_px: 128, cfg_scale: 4.0, ..sd1 },
+        Family::Sd1 => sd1,
     }
 }
 
@@ -136,7 +142,17 @@ pub fn unet_config(family: Family) -> UNetConfig {
             projection_class_embeddings_input_dim: Some(1280 + 5 * 256),
             ..sdxl
         },
-        _ => sd1,
+        Family::Mini => UNetConfig {
+            down_block_types: names(&[cross_down, cross_down, down]),
+            up_block_types: names(&[up, cross_up, cross_up]),
+            block_out_channels: vec![32, 64, 128],
+            layers_per_block: All(1),
+            attention_head_dim: All(4),
+            cross_attention_dim: All(128),
+            norm_num_groups: Some(8),
+            ..sd1
+        },
+        Family::Sd1 => sd1,
     }
 }
 
@@ -167,11 +183,22 @@ pub fn text_encoder_configs(family: Family) -> Vec<ClipTextConfig> {
         architectures: Some(vec!["CLIPTextModelWithProjection".into()]),
         ..ClipTextConfig::default()
     };
+    let mini = || ClipTextConfig {
+        vocab_size: 2914,
+        hidden_size: 128,
+        intermediate_size: 512,
+        projection_dim: 128,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        eos_token_id: 2913,
+        ..ClipTextConfig::default()
+    };
     match family {
+        Family::Sd1 => vec![clip_l],
         Family::Sd2 => vec![clip_h],
         Family::Sdxl => vec![clip_l, clip_g],
         Family::SdxlRefiner => vec![clip_g],
-        _ => vec![clip_l],
+        Family::Mini => vec![mini()],
     }
 }
 
@@ -179,7 +206,14 @@ pub fn text_encoder_configs(family: Family) -> Vec<ClipTextConfig> {
 pub fn vae_config(family: Family) -> VaeConfig {
     match family {
         Family::Sdxl | Family::SdxlRefiner => VaeConfig { scaling_factor: 0.13025, ..VaeConfig::default() },
-        _ => VaeConfig::default(),
+        Family::Mini => VaeConfig {
+            block_out_channels: vec![16, 24, 48, 96],
+            layers_per_block: 1,
+            norm_num_groups: 2,
+            scaling_factor: 0.579,
+            ..VaeConfig::default()
+        },
+        Family::Sd1 | Family::Sd2 => VaeConfig::default(),
     }
 }
 
@@ -189,6 +223,7 @@ mod tests {
     use crate::{
         error::Result,
         models::{AutoencoderKl, ClipTextModel, UNet2DConditionModel},
+        weights::{Component, embedded},
     };
 
     /// Parameter counts as published (diffusers' `num_parameters()` of the released models).
@@ -215,6 +250,23 @@ mod tests {
             assert_eq!(found, text, "{family}");
             assert_eq!(count(AutoencoderKl::parameter_shapes(&vae_config(family))?), 83_653_863);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn mini_is_the_embedded_model() -> Result<()> {
+        let model = embedded::open()?;
+        let config = |component| -> Result<serde_json::Value> {
+            Ok(model.component(component)?.config.unwrap_or_default())
+        };
+        let unet = UNetConfig::from_json(&config(Component::Unet)?)?;
+        let (known, shapes) = (unet_config(Family::Mini), UNet2DConditionModel::parameter_shapes);
+        assert_eq!(shapes(&known)?, shapes(&unet)?);
+        assert_eq!(known, UNetConfig { sample_size: None, upcast_attention: None, ..unet });
+        let text = ClipTextConfig::from_json(&config(Component::TextEncoder)?)?;
+        let known = text_encoder_configs(Family::Mini);
+        assert_eq!(known, [ClipTextConfig { architectures: None, ..text }]);
+        assert_eq!(vae_config(Family::Mini), VaeConfig::from_json(&config(Component::Vae)?)?);
         Ok(())
     }
 

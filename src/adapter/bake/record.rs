@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::{Value, json};
 
 use crate::{
-    adapter::{Blend, merge},
+    adapter::{Blend, Lineage, merge},
     error::{Error, Result},
     files,
     weights::{Checkpoint, Family, detect::PredictionHint, tree::Tree},
@@ -71,13 +71,7 @@ pub(super) fn is_v(hint: &PredictionHint) -> bool {
 /// What a single file without configs must say of itself. <https://github.com/Stability-AI/ModelSpec>
 pub(super) fn model_spec(family: Family, hint: &PredictionHint) -> BTreeMap<String, String> {
     let v = is_v(hint);
-    let architecture = match family {
-        Family::Sd2 if v => "stable-diffusion-v2-768-v",
-        Family::Sd2 => "stable-diffusion-v2-512",
-        Family::Sdxl => "stable-diffusion-xl-v1-base",
-        Family::SdxlRefiner => "stable-diffusion-xl-v1-refiner",
-        _ => "stable-diffusion-v1",
-    };
+    let architecture = Lineage::from(family).labels(v).architecture;
     let entries = [
         ("modelspec.sai_model_spec", "1.0.1"),
         ("modelspec.architecture", architecture),

@@ -17,9 +17,9 @@ use super::{
 };
 use crate::{
     adapter::{
-        Adapter, Delta, LoadReport, Metadata, Survey, Unmatched,
+        Adapter, Delta, Lineage, LoadReport, Metadata, Survey, Unmatched,
         embedding::{BUNDLE, Bundle},
-        report::{Lineage, Reason},
+        report::Reason,
         survey::SurveyedModule,
     },
     error::{Error, Result},

@@ -25,9 +25,7 @@ impl fmt::Display for Detected {
     }
 }
 
-use Lineage::{Sd1, Sd2, Sdxl, SdxlRefiner};
-
-const ALL: [Lineage; 4] = [Sd1, Sd2, Sdxl, SdxlRefiner];
+use Lineage::{Mini, Sd1, Sd2, Sdxl, SdxlRefiner};
 
 /// Tells the family.
 pub(super) fn detect(
@@ -40,7 +38,7 @@ pub(super) fn detect(
         found.disagreement = disagreement(found.lineage, claimed);
         return found;
     }
-    let (mut possible, mut why) = (ALL.to_vec(), Vec::new());
+    let (mut possible, mut why) = (Lineage::NAMED.to_vec(), Vec::new());
     for (lineages, reason) in modules.iter().flat_map(clues).chain(embeddings.iter().flat_map(vectors)) {
         let left: Vec<Lineage> = possible.iter().copied().filter(|l| lineages.contains(l)).collect();
         // A clue that contradicts better ones is left out; one that adds nothing need not be told.
@@ -86,6 +84,7 @@ fn clues(module: &SurveyedModule) -> Vec<Clue> {
     let mut add = |lineages, reason: &str| clues.push((lineages, reason.to_string()));
     let transformer = matches!(module.kind, Kind::SelfAttention | Kind::CrossAttention | Kind::FeedForward)
         || module.kind == Kind::Projection;
+    let has_the_width = matches!(module.kind, Kind::SelfAttention | Kind::Projection);
     match (module.component, module.reads) {
         (Component::TextEncoder2, _) => add(&[Sdxl, SdxlRefiner], "a second text encoder"),
         (Component::TextEncoder | Component::OnlyTextEncoder, Some(width))
@@ -95,19 +94,16 @@ fn clues(module: &SurveyedModule) -> Vec<Clue> {
                 768 => add(&[Sd1, Sdxl], "a text encoder 768 wide"),
                 1024 => add(&[Sd2], "a text encoder 1024 wide"),
                 1280 => add(&[SdxlRefiner], "a text encoder 1280 wide"),
+                128 => add(&[Mini], "a text encoder 128 wide"),
                 _ => {}
             }
         }
-        (Component::Unet | Component::Unsaid, Some(384 | 768 | 1536))
-            if module.kind == Kind::SelfAttention =>
-        {
-            add(&[SdxlRefiner], "attention 384, 768 or 1536 wide");
-        }
-        (Component::Unet | Component::Unsaid, Some(320 | 640 | 1280))
-            if module.kind == Kind::SelfAttention =>
-        {
-            add(&[Sd1, Sd2, Sdxl], "attention 320, 640 or 1280 wide");
-        }
+        (Component::Unet | Component::Unsaid, Some(width)) if has_the_width => match width {
+            384 | 768 | 1536 => add(&[SdxlRefiner], "attention 384, 768 or 1536 wide"),
+            320 | 640 | 1280 => add(&[Sd1, Sd2, Sdxl], "attention 320, 640 or 1280 wide"),
+            32 | 64 | 128 => add(&[Mini], "attention 32, 64 or 128 wide"),
+            _ => {}
+        },
         _ => {}
     }
     match depth(&module.flat) {
@@ -116,14 +112,14 @@ fn clues(module: &SurveyedModule) -> Vec<Clue> {
         _ => {}
     }
     match module.block {
-        Block::In(1 | 2) if transformer => add(&[Sd1, Sd2], "attention at full resolution"),
+        Block::In(1 | 2) if transformer => add(&[Sd1, Sd2, Mini], "attention at full resolution"),
         Block::Out(0..=2) if transformer => add(&[Sdxl], "attention at the lowest resolution"),
         Block::Out(9..) if transformer => add(&[Sd1, Sd2], "attention at full resolution"),
         Block::In(9..) | Block::Out(9..) => add(&[Sd1, Sd2, SdxlRefiner], "a fourth level"),
         _ => {}
     }
     if module.kind == Kind::Projection && module.is_conv {
-        add(&[Sd1, Sd2], "projections that are convolutions");
+        add(&[Sd1, Sd2, Mini], "projections that are convolutions");
     }
     clues
 }
@@ -140,6 +136,7 @@ fn vectors(embedding: &BundledEmbedding) -> Vec<Clue> {
             ("clip_g", _) => Some((&[Sdxl, SdxlRefiner], "a textual inversion for two text encoders".into())),
             (_, Some(768)) => Some((&[Sd1, Sdxl], "a textual inversion 768 wide".into())),
             (_, Some(1024)) => Some((&[Sd2], "a textual inversion 1024 wide".into())),
+            (_, Some(128)) => Some((&[Mini], "a textual inversion 128 wide".into())),
             _ => None,
         }
     };
@@ -150,23 +147,10 @@ fn vectors(embedding: &BundledEmbedding) -> Vec<Clue> {
 fn claim(metadata: &BTreeMap<String, String>) -> Option<(Lineage, &'static str)> {
     let get = |key| metadata.get(key).map(String::as_str);
     if let Some(version) = get("ss_base_model_version") {
-        let lineage = match () {
-            () if version.starts_with("sdxl_") => Sdxl,
-            () if version.starts_with("sd_v2") => Sd2,
-            () if version.starts_with("sd_v1") => Sd1,
-            () => return None,
-        };
-        return Some((lineage, "ss_base_model_version"));
+        return Some((Lineage::of_version(version)?, "ss_base_model_version"));
     }
     if let Some(architecture) = get("modelspec.architecture") {
-        let lineage = match () {
-            () if architecture.starts_with("stable-diffusion-xl-v1-refiner") => SdxlRefiner,
-            () if architecture.starts_with("stable-diffusion-xl-v1") => Sdxl,
-            () if architecture.starts_with("stable-diffusion-v2") => Sd2,
-            () if architecture.starts_with("stable-diffusion-v1") => Sd1,
-            () => return None,
-        };
-        return Some((lineage, "modelspec.architecture"));
+        return Some((Lineage::of_architecture(architecture)?, "modelspec.architecture"));
     }
     match get("ss_v2")? {
         "True" => Some((Sd2, "ss_v2")),
@@ -174,10 +158,10 @@ fn claim(metadata: &BTreeMap<String, String>) -> Option<(Lineage, &'static str)>
     }
 }
 
-/// kohya writes the refiner as SDXL, so these two do not contradict each other.
+/// kohya writes the refiner as SDXL, and `mini`'s first adapters say SD 1, so these do not contradict each other.
 fn disagreement(found: Option<Lineage>, claimed: Option<(Lineage, &'static str)>) -> Option<String> {
     let (found, (claimed, key)) = (found?, claimed?);
-    let same = found == claimed || (found == SdxlRefiner && claimed == Sdxl);
+    let same = found == claimed || matches!((found, claimed), (SdxlRefiner, Sdxl) | (Mini, Sd1));
     if same || matches!(found, Lineage::Other(_)) {
         return None;
     }

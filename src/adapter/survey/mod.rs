@@ -91,6 +91,9 @@ impl Survey {
             embeddings.into_iter().map(|(n, vectors)| BundledEmbedding { name: n.into(), vectors }).collect();
         survey.family = family::detect(&survey.modules, &survey.embeddings, file.metadata());
         survey.warnings.extend(survey.family.disagreement.clone());
+        if file.header().tensors.is_empty() {
+            survey.warnings.push("the file has no tensors".into());
+        }
         Ok(survey)
     }
 

@@ -26,7 +26,8 @@ type Case<'a> = (&'a [(&'a str, &'a [usize])], &'a [(&'a str, &'a str)], Option<
 fn the_family_is_told_by_shapes_then_names_then_metadata() -> Result<()> {
     let sdxl = [("ss_base_model_version", "sdxl_base_v1-0")];
     let v2 = [("ss_v2", "True")];
-    let cases: [Case<'_>; 14] = [
+    let v1 = [("ss_base_model_version", "sd_v1")];
+    let cases: [Case<'_>; 17] = [
         (
             &[(
                 "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
@@ -121,6 +122,28 @@ fn the_family_is_told_by_shapes_then_names_then_metadata() -> Result<()> {
             )],
             &v2,
             Some(Lineage::Other(64)),
+            false,
+        ),
+        // Adapters for `mini` once said SD 1.
+        (
+            &[(
+                "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight",
+                &[4, 128],
+            )],
+            &v1,
+            Some(Lineage::Mini),
+            false,
+        ),
+        (
+            &[("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", &[4, 32, 1, 1])],
+            &v1,
+            Some(Lineage::Mini),
+            false,
+        ),
+        (
+            &[("lora_unet_mid_block_resnets_0_conv1.lora_down.weight", &[4, 128, 3, 3])],
+            &[("modelspec.architecture", "scumble-mini/lora")],
+            Some(Lineage::Mini),
             false,
         ),
     ];
