@@ -13,6 +13,7 @@ use tempfile::TempDir;
 fn scumble(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("scumble").unwrap();
     command.current_dir(folder).env("HF_HOME", folder.join("hf")).env("HF_HUB_OFFLINE", "1");
+    command.env("SCUMBLE_CACHE", folder.join("cache"));
     command
 }
 
@@ -118,6 +119,37 @@ fn metadata_is_shown_and_edited_without_touching_the_weights() {
     assert_eq!(before.names().collect::<Vec<_>>(), after.names().collect::<Vec<_>>());
     let gone = ["metadata", "a.safetensors", "--remove", "ss_network_modul"];
     scumble(root).args(gone).assert().failure().stderr(contains("did you mean `ss_network_module`"));
+}
+
+/// A telling place: the folder, the folder of pictures in it, and a picture whose caption is that folder's name.
+#[test]
+fn a_stripped_file_holds_nothing_of_where_it_was_trained() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let pictures = root.join("annas-wedding/3_hidden beach");
+    fs::create_dir_all(&pictures).unwrap();
+    let sample = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("sample-data/blueprint");
+    for file in ["fox.jpg", "fox.txt", "house.jpg"] {
+        fs::copy(sample.join(file), pictures.join(file)).unwrap();
+    }
+    let folder = root.join("annas-wedding").display().to_string();
+    let train =
+        ["train", &folder, "--steps", "1", "--rank", "1", "--resolution", "64", "-o", "a.safetensors"];
+    scumble(root).args(train).args(["--cache", "annas-cache"]).assert().success();
+    let traces = |file: &str| -> Vec<String> {
+        let bytes = fs::read(root.join(file)).unwrap();
+        let text = String::from_utf8_lossy(&bytes).to_lowercase();
+        let place = root.file_name().unwrap().to_string_lossy().to_lowercase();
+        let words = ["annas", "wedding", "hidden", "beach", &place].map(String::from);
+        words.into_iter().filter(|word| text.contains(word.as_str())).collect()
+    };
+    assert_eq!(traces("a.safetensors"), ["annas", "wedding", "hidden", "beach"]);
+    let strip = ["metadata", "a.safetensors", "--strip-private", "-o", "b.safetensors"];
+    scumble(root).args(strip).assert().success().stderr(contains("the caption `hidden beach` was the name"));
+    assert_eq!(traces("b.safetensors"), [""; 0]);
+    let stripped = SafetensorsFile::read(root.join("b.safetensors")).unwrap();
+    assert_eq!(stripped.metadata()["ss_tag_frequency"], r#"{"pictures":{"blueprint style":1,"fox":1}}"#);
+    assert!(stripped.metadata()["scumble_config"].contains("rank = 1"));
 }
 
 #[test]

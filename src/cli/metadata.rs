@@ -9,9 +9,10 @@ use crate::{
     adapter::{
         Dialect, Metadata,
         metadata::FileHashes,
-        privacy::{self, Redaction},
+        privacy::{self, Stripped},
     },
     error::{Error, Result},
+    files::walk,
     weights::{reader::SafetensorsFile, relabel},
 };
 
@@ -34,7 +35,7 @@ pub(super) struct Args {
     /// What to write in a prompt to call the style
     #[arg(long, value_name = "WORDS")]
     pub trigger: Option<String>,
-    /// Take out folders and paths of the machine it was made on
+    /// Take out names of folders and paths of the machine it was made on
     #[arg(long)]
     pub strip_private: bool,
     /// Write to another file instead of this one
@@ -49,18 +50,13 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
+    walk::expect(&args.file, &["safetensors"])?;
     // Read, not mapped: it may be written over.
     let file = SafetensorsFile::read(&args.file)?;
     let mut metadata = Metadata(file.metadata().clone());
     let edits =
         !args.set.is_empty() || !args.remove.is_empty() || args.trigger.is_some() || args.strip_private;
-    let redactions = edit(args, &mut metadata)?;
-    for redaction in &redactions {
-        match &redaction.left {
-            Some(left) => context.console.note(&format!("{}: {}", redaction.key, shortened(left, args.full))),
-            None => context.console.note(&format!("{}: removed", redaction.key)),
-        }
-    }
+    report(&edit(args, &mut metadata)?, args.full, context);
     let changed = metadata.0 != *file.metadata();
     if edits && (changed || args.out.is_some()) {
         let out = args.out.as_ref().unwrap_or(&args.file);
@@ -82,13 +78,27 @@ pub(super) fn run(args: &Args, context: &Context) -> Result<()> {
     Ok(())
 }
 
-fn edit(args: &Args, metadata: &mut Metadata) -> Result<Vec<Redaction>> {
+fn report(stripped: &Stripped, full: bool, context: &Context) {
+    for redaction in &stripped.redactions {
+        match &redaction.left {
+            Some(left) => context.console.note(&format!("{}: {}", redaction.key, shortened(left, full))),
+            None => context.console.note(&format!("{}: removed", redaction.key)),
+        }
+    }
+    for caption in &stripped.captions {
+        context.console.note(&format!(
+            "the caption `{caption}` was the name of a folder and is gone; if it calls the style, state it with `--trigger`"
+        ));
+    }
+}
+
+fn edit(args: &Args, metadata: &mut Metadata) -> Result<Stripped> {
     for key in &args.remove {
         if metadata.0.remove(key).is_none() {
             return Err(Error::unknown("metadata entry", key, metadata.0.keys().map(String::as_str)));
         }
     }
-    let redactions = if args.strip_private { privacy::strip_private(metadata) } else { Vec::new() };
+    let stripped = if args.strip_private { privacy::strip_private(metadata) } else { Stripped::default() };
     for entry in &args.set {
         match entry.split_once('=') {
             Some((key, value)) if !key.trim().is_empty() => metadata.set(key.trim(), value),
@@ -98,7 +108,7 @@ fn edit(args: &Args, metadata: &mut Metadata) -> Result<Vec<Redaction>> {
     if let Some(words) = &args.trigger {
         metadata.set(TRIGGER, words.trim());
     }
-    Ok(redactions)
+    Ok(stripped)
 }
 
 fn show(metadata: &Metadata, full: bool, context: &Context) {

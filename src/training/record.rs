@@ -8,13 +8,10 @@ use std::{
 
 use super::{Base, TrainConfig};
 use crate::{
-    adapter::{Metadata, NameTable, TrainingRecord},
+    adapter::{Metadata, NameTable, TrainingRecord, metadata::CONFIG_KEY},
     dataset::Dataset,
     diffusion::Prediction,
 };
-
-/// The key under which the configuration stands in the file.
-pub const CONFIG_KEY: &str = "scumble_config";
 
 /// Where a run is when it writes its adapter.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +37,7 @@ pub fn metadata(
         output_name: config.style_name(),
         lineage: table.lineage(),
         v_prediction: model.schedule.prediction == Prediction::VPrediction,
-        base_model: (model.origin.clone(), None),
+        base_model: (model_name(&model.origin), None),
         rank_alpha: (config.rank, config.alpha.unwrap_or(config.rank as f64)),
         conv_rank_alpha: conv,
         resolution: (resolution.0 as usize, resolution.1 as usize),
@@ -98,13 +95,20 @@ fn settings(config: &TrainConfig, dataset: &Dataset, moment: Moment) -> BTreeMap
 /// The configuration without the names of the user's folders: files are shared.
 fn shareable(config: &TrainConfig) -> TrainConfig {
     let name = |path: &Path| path.file_name().map(PathBuf::from).unwrap_or_default();
-    let model = Path::new(&config.model);
     TrainConfig {
         images: name(&config.images),
         out: name(&config.out),
         cache: None,
         resume: false,
-        model: if model.exists() { name(model).display().to_string() } else { config.model.clone() },
+        model: model_name(&config.model),
         ..config.clone()
+    }
+}
+
+/// Of a model on this disk only the last name, as kohya's trainer has it.
+fn model_name(model: &str) -> String {
+    match Path::new(model).file_name().filter(|_| Path::new(model).exists()) {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => model.to_string(),
     }
 }
