@@ -38,7 +38,6 @@ impl Studio {
         let request = GenerateRequest {
             size_px: Some((64, 64)),
             steps: 4,
-            cfg_scale: 4.0,
             seed: 7,
             ..GenerateRequest::new("cat, flat icon")
         };
@@ -130,7 +129,7 @@ fn regions_change_their_side_of_the_picture() -> Result<()> {
         steps: 6,
         ..GenerateRequest::new("cat, flat icon, white background")
     };
-    studio.request.cfg_scale = 1.0;
+    studio.request.cfg_scale = Some(1.0);
     let base = studio.draw(Blend::new())?;
     // Mean change of the left and the right half.
     let change = |picture: &Generated| {

@@ -51,7 +51,7 @@ fn the_embedded_model_draws_as_in_diffusers() -> Result<()> {
     let request = GenerateRequest {
         negative: text("negative"),
         steps: stated["steps"].as_u64().expect("a number") as usize,
-        cfg_scale: stated["cfg_scale"].as_f64().expect("a number"),
+        cfg_scale: stated["cfg_scale"].as_f64(),
         sampler: Sampler::Ddim,
         schedule: SigmaSchedule::Normal,
         noise: Some(noise.permute((0, 2, 3, 1))?.contiguous()?),

@@ -30,7 +30,7 @@ fn request() -> GenerateRequest {
         steps: 20,
         sampler: Sampler::Ddim,
         schedule: SigmaSchedule::Normal,
-        cfg_scale: 5.0,
+        cfg_scale: Some(5.0),
         ..GenerateRequest::new("a red house on a hill, at dawn")
     }
 }

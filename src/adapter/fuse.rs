@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::{
@@ -166,6 +166,10 @@ fn rounded(sum: &Tensor, like: &Tensor, names: &[&str], path: &LayerPath) -> Res
         return Ok(rounded);
     }
     let names = names.join(" + ");
-    Err(Error::invalid(format!("fusing {names} overflows {:?} in {path}", like.dtype()))
-        .with_hint("lower the adapters' weights, or use `--dtype f32`"))
+    Err(Error::invalid(format!("fusing {names} overflows {:?} in {path}", like.dtype())).with_hint(
+        match like.dtype() {
+            DType::F32 | DType::F64 => "lower the adapters' weights",
+            _ => "lower the adapters' weights, or use `--dtype f32`",
+        },
+    ))
 }

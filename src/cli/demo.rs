@@ -201,7 +201,6 @@ fn draw(args: &Args, style: &Style, adapter: &Path, context: &mut Context) -> Re
                 steps: args.draw_steps,
                 sampler: Sampler::Dpmpp2m,
                 schedule: SigmaSchedule::Karras,
-                cfg_scale: 4.0,
                 seed: args.seed,
                 ..GenerateRequest::default()
             };

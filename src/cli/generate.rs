@@ -8,14 +8,20 @@ use serde_json::json;
 use super::{
     Context, embeddings, grid,
     loras::{self, BlendArgs},
-    recipe, setup, sheet,
+    numbers::{real, whole},
+    recipe,
+    seed::Seed,
+    setup, sheet,
 };
 use crate::{
     adapter::BlendMode,
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files::{self, NewFolder},
-    pipeline::{Generated, infotext},
+    pipeline::{
+        Generated, infotext,
+        request::{MAX_CFG_SCALE, MAX_SIDE_PX, MAX_STEPS},
+    },
     progress::Observer,
     prompt::emphasis::Emphasis,
 };
@@ -41,7 +47,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", value_parser = setup::hinted::<BlendMode>)]
     pub lora_mode: Option<BlendMode>,
     /// Denoising steps [default: 25]
-    #[arg(long, short)]
+    #[arg(long, short, value_parser = whole(1, MAX_STEPS))]
     pub steps: Option<usize>,
     /// ddim, ddpm, euler, euler_a, heun, dpm2, dpmpp_2m, dpmpp_2s_a, dpmpp_sde, dpmpp_2m_sde, unipc, lcm [default: dpmpp_2m]
     #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Sampler>)]
@@ -49,23 +55,23 @@ pub(super) struct Args {
     /// normal, karras, exponential, sgm_uniform, simple [default: karras]
     #[arg(long, value_name = "NAME", alias = "schedule", value_parser = setup::hinted::<SigmaSchedule>)]
     pub scheduler: Option<SigmaSchedule>,
-    /// How strongly the prompt pulls [default: 7]
-    #[arg(long, value_name = "SCALE", alias = "cfg-scale")]
+    /// How strongly the prompt pulls [default: the model's own: 7, mini 4]
+    #[arg(long, value_name = "SCALE", alias = "cfg-scale", allow_hyphen_values = true, value_parser = real(0.0, MAX_CFG_SCALE))]
     pub cfg: Option<f64>,
     /// Pull over-exposed pictures back, 0 to 1 [default: 0]
-    #[arg(long, value_name = "SHARE")]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
     pub cfg_rescale: Option<f64>,
-    /// The first picture's seed; the next has the next number [default: from the clock]
-    #[arg(long)]
-    pub seed: Option<u64>,
+    /// The first picture's seed; the next has the next number; -1 is a random one [default: a random one]
+    #[arg(long, value_parser = setup::hinted::<Seed>)]
+    pub seed: Option<Seed>,
     /// Width and height in pixels [default: what the model was trained on]
-    #[arg(long, value_name = "WxH", value_parser = parse_size)]
+    #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size)]
     pub size: Option<(usize, usize)>,
     /// How many pictures [default: 1]
-    #[arg(long, short, value_name = "N")]
+    #[arg(long, short, value_name = "N", value_parser = whole(1, usize::MAX))]
     pub count: Option<usize>,
     /// Pictures drawn together
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, usize::MAX))]
     pub batch: usize,
     /// The folder for the pictures
     #[arg(long, short, value_name = "FOLDER", default_value = "out")]
@@ -74,13 +80,13 @@ pub(super) struct Args {
     #[arg(long, value_name = "PICTURE")]
     pub init: Option<PathBuf>,
     /// How much of it is redrawn, 0 to 1 [default: 0.75]
-    #[arg(long, value_name = "SHARE", alias = "denoising-strength")]
+    #[arg(long, value_name = "SHARE", alias = "denoising-strength", allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
     pub strength: Option<f64>,
     /// The text encoder's layer that is read, 1 the last [default: the model's own]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, usize::MAX))]
     pub clip_skip: Option<usize>,
-    /// Fresh noise of stochastic samplers [default: the sampler's own]
-    #[arg(long)]
+    /// Fresh noise of stochastic samplers, 0 to 1 [default: the sampler's own]
+    #[arg(long, allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
     pub eta: Option<f64>,
     /// What weights in prompts do: original, no_norm, ignore [default: original]
     #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Emphasis>)]
@@ -94,7 +100,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
-    let plan = recipe::plan(args, context)?;
+    let mut plan = recipe::plan(args, context)?;
     // Found out now and not after the first picture. A run that fails before it leaves no folder.
     let _folder = NewFolder::make(&args.out)?;
     files::check_writable(&args.out)?;
@@ -110,6 +116,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let words = embeddings::apply(&plan.embeddings, &plan.request, &mut pipeline, context)?;
     let used = loras::apply(&plan.loras, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
+    plan.request.cfg_scale = Some(plan.request.cfg_scale_on(&pipeline));
     if let Some(n) = args.grid {
         let picture = sheet::encode_png(&grid::draw(n, &mut pipeline, &plan.request, context)?)?;
         let path = save_numbered(&args.out, &grid::ending(plan.request.seed), &picture)?;
@@ -160,10 +167,12 @@ fn next_number(folder: &Path) -> u64 {
 }
 
 fn parse_size(text: &str) -> Result<(usize, usize)> {
-    let side = |s: &str| s.trim().parse::<usize>().ok();
+    let side = |s: &str| s.trim().parse::<usize>().ok().filter(|side| (1..=MAX_SIDE_PX).contains(side));
     let (width, height) = text.split_once(['x', 'X', '*', '×']).unwrap_or((text, text));
     match (side(width), side(height)) {
         (Some(width), Some(height)) => Ok((width, height)),
-        _ => Err(Error::invalid(format!("expected a size such as 512x512, found `{text}`"))),
+        _ => Err(Error::invalid(format!(
+            "expected a size such as 512x512, sides from 1 to {MAX_SIDE_PX}, found `{text}`"
+        ))),
     }
 }

@@ -21,6 +21,7 @@ mod loras;
 mod merge;
 mod metadata;
 mod models;
+mod numbers;
 mod output;
 mod recipe;
 mod resize;
@@ -37,7 +38,7 @@ use std::{
     process::ExitCode,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 use crate::{
     error::{Error, Result},
@@ -108,7 +109,7 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line; `arguments` starts with the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, cancel: CancelToken) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+    let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(help) => {
             help.print().ok();
@@ -130,6 +131,17 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, cancel: CancelToken) -
             ExitCode::FAILURE
         }
     }
+}
+
+/// Negative numbers are values of the option in front of them, whose parser says what is wrong with them.
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    let command = Cli::command().mut_subcommands(|subcommand| {
+        subcommand.mut_args(|argument| {
+            let is_value = argument.get_action().takes_values() && !argument.is_positional();
+            if is_value { argument.allow_negative_numbers(true) } else { argument }
+        })
+    });
+    Cli::from_arg_matches(&command.try_get_matches_from(arguments)?)
 }
 
 fn dispatch(command: Command, context: &mut Context) -> Result<()> {

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use super::{Context, embeddings, generate::Args, loras::Wanted, seed};
 use crate::{
     adapter::BlendMode,
+    dataset::{Limits, decode},
     error::{Error, Result},
+    files::walk,
     pipeline::{
         GenerateRequest, InitImage,
         infotext::{self, EmbeddingUse, LoraUse, Recipe},
@@ -18,6 +20,7 @@ const CFG_RESCALE: &str = "CFG rescale";
 const EMPHASIS: &str = "Emphasis";
 const LORA_MODE: &str = "Lora mode";
 const LORA_NORMALIZE: &str = "Lora normalize";
+const WHOLE_LOKR_SCALE: &str = "Whole LoKr scale";
 
 /// What will be drawn.
 #[derive(Debug)]
@@ -53,9 +56,11 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
         return Err(Error::invalid("`--strength` says how much of a picture is redrawn; there is none")
             .with_hint("name one with `--init`"));
     }
+    let seed = args.seed.map(|seed| seed.number(&context.console));
     let request = GenerateRequest {
         prompt,
         init: open_init(init.as_deref(), args, &recipe)?,
+        seed: seed.or(recipe.seed).unwrap_or_else(seed::fresh),
         ..request(args, &recipe)?
     };
     let mut loras = args.blending.wanted(named)?;
@@ -64,6 +69,8 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     loras.folders.push(args.out.clone());
     if repeated {
         loras.normalize |= other(&recipe, LORA_NORMALIZE).is_some();
+        let scale = other(&recipe, WHOLE_LOKR_SCALE).and_then(|scale| scale.parse().ok());
+        loras.loading.whole_lokr_scale = loras.loading.whole_lokr_scale.or(scale);
         loras.mode = other(&recipe, LORA_MODE).and_then(|mode| mode.parse().ok()).unwrap_or_default();
     }
     loras.mode = args.lora_mode.unwrap_or(loras.mode);
@@ -108,9 +115,8 @@ fn request(args: &Args, recipe: &Recipe) -> Result<GenerateRequest> {
         steps: args.steps.or(recipe.steps).unwrap_or(defaults.steps),
         sampler: args.sampler.map_or(sampler, |s| Ok(Some(s)))?.unwrap_or(defaults.sampler),
         schedule: args.scheduler.map_or(schedule, |s| Ok(Some(s)))?.unwrap_or(defaults.schedule),
-        cfg_scale: args.cfg.or(recipe.cfg_scale).unwrap_or(defaults.cfg_scale),
+        cfg_scale: args.cfg.or(recipe.cfg_scale),
         cfg_rescale: args.cfg_rescale.or(rescale).unwrap_or(defaults.cfg_rescale),
-        seed: args.seed.or(recipe.seed).unwrap_or_else(seed::fresh),
         count: args.count.unwrap_or(1),
         batch: args.batch,
         clip_skip: args.clip_skip.or(recipe.clip_skip),
@@ -138,6 +144,9 @@ impl Plan {
         if !loras.is_empty() && self.loras.normalize {
             other.push((LORA_NORMALIZE.to_owned(), "true".to_owned()));
         }
+        if let Some(scale) = self.loras.loading.whole_lokr_scale.filter(|_| !loras.is_empty()) {
+            other.push((WHOLE_LOKR_SCALE.to_owned(), scale.to_string()));
+        }
         if request.cfg_rescale != 0.0 {
             other.push((CFG_RESCALE.to_owned(), request.cfg_rescale.to_string()));
         }
@@ -156,7 +165,7 @@ impl Plan {
             steps: Some(request.steps),
             sampler: Some(request.sampler.to_string()),
             schedule: Some(request.schedule.to_string()),
-            cfg_scale: Some(request.cfg_scale),
+            cfg_scale: request.cfg_scale,
             seed: Some(seed),
             size_px: Some(size_px),
             model: Some(self.model.clone()),
@@ -172,6 +181,7 @@ impl Plan {
 
 /// The recipe in a picture's file.
 fn read(path: &Path) -> Result<Recipe> {
+    walk::expect(path, &decode::EXTENSIONS)?;
     match infotext::read_text(path)? {
         Some(text) => Ok(Recipe::parse(&text)),
         None => Err(Error::file(path, "the picture has no recipe in it")
@@ -182,10 +192,8 @@ fn read(path: &Path) -> Result<Recipe> {
 fn open_init(path: Option<&Path>, args: &Args, recipe: &Recipe) -> Result<Option<InitImage>> {
     let Some(path) = path else { return Ok(None) };
     let strength = args.strength.or(recipe.denoising_strength).unwrap_or(0.75);
-    if !(0.0..=1.0).contains(&strength) {
-        return Err(Error::invalid(format!("`--strength` must be from 0 to 1, found {strength}")));
-    }
-    let pixels = crate::dataset::decode::read(path, &crate::dataset::Limits::default())?.pixels;
+    walk::expect(path, &decode::EXTENSIONS)?;
+    let pixels = decode::read(path, &Limits::default())?.pixels;
     Ok(Some(InitImage { pixels, strength }))
 }
 

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args as ClapArgs;
 use serde_json::json;
 
-use super::{Context, output, setup::hinted, shell::quoted};
+use super::{Context, numbers::whole, output, seed::Seed, setup::hinted, shell::quoted};
 use crate::{
     dataset::{Dataset, ScanOptions, doctor},
     error::{Error, Result},
@@ -48,13 +48,13 @@ pub(super) struct Args {
 #[command(next_help_heading = "The run")]
 struct RunArgs {
     /// Optimizer steps [default: 1000]
-    #[arg(long, short, alias = "max-train-steps")]
+    #[arg(long, short, alias = "max-train-steps", value_parser = whole(1, u64::MAX))]
     steps: Option<u64>,
     /// Pictures the network sees at once [default: 1]
-    #[arg(long, value_name = "N", alias = "train-batch-size")]
+    #[arg(long, value_name = "N", alias = "train-batch-size", value_parser = whole(1, usize::MAX))]
     batch_size: Option<usize>,
     /// Batches averaged into one step [default: 1]
-    #[arg(long, value_name = "N", alias = "gradient-accumulation-steps")]
+    #[arg(long, value_name = "N", alias = "gradient-accumulation-steps", value_parser = whole(1, usize::MAX))]
     gradient_accumulation: Option<usize>,
     /// The highest learning rate [default: 1e-4]
     #[arg(long, value_name = "RATE", alias = "lr")]
@@ -66,7 +66,7 @@ struct RunArgs {
     #[arg(long, value_name = "NAME", alias = "lr-scheduler", value_parser = hinted::<LrShape>)]
     lr_schedule: Option<LrShape>,
     /// Steps over which it climbs [default: a twentieth of all]
-    #[arg(long, value_name = "N", alias = "lr-warmup-steps")]
+    #[arg(long, value_name = "N", alias = "lr-warmup-steps", value_parser = whole(0, u64::MAX))]
     warmup_steps: Option<u64>,
     /// Min-SNR gamma; 0 counts all noise levels alike [default: 5]
     #[arg(long, value_name = "GAMMA")]
@@ -74,11 +74,11 @@ struct RunArgs {
     /// Noise equal over a whole channel [default: 0]
     #[arg(long, value_name = "AMOUNT")]
     noise_offset: Option<f64>,
-    /// All randomness follows from it [default: 0]
-    #[arg(long)]
-    seed: Option<u64>,
+    /// All randomness follows from it; -1 is a random one [default: 0]
+    #[arg(long, value_parser = hinted::<Seed>)]
+    seed: Option<Seed>,
     /// Save every so many steps
-    #[arg(long, value_name = "N", alias = "save-every-n-steps")]
+    #[arg(long, value_name = "N", alias = "save-every-n-steps", value_parser = whole(0, u64::MAX))]
     save_every: Option<u64>,
     /// Go on where a stopped run left off
     #[arg(long)]
@@ -95,7 +95,7 @@ struct RunArgs {
 #[command(next_help_heading = "The adapter")]
 struct NetworkArgs {
     /// The size of the adapter [default: 16]
-    #[arg(long, value_name = "R", alias = "network-dim")]
+    #[arg(long, value_name = "R", alias = "network-dim", value_parser = whole(1usize, 1024))]
     rank: Option<usize>,
     /// The adapter is scaled by alpha / rank [default: rank]
     #[arg(long, alias = "network-alpha")]
@@ -104,7 +104,7 @@ struct NetworkArgs {
     #[arg(long, value_name = "KINDS", value_delimiter = ',', value_parser = hinted::<UnetLayers>)]
     layers: Vec<UnetLayers>,
     /// Rank of convolutions [default: rank]
-    #[arg(long, value_name = "R", alias = "conv-dim")]
+    #[arg(long, value_name = "R", alias = "conv-dim", value_parser = whole(1usize, 1024))]
     conv_rank: Option<usize>,
     /// Their alpha [default: their rank]
     #[arg(long, value_name = "ALPHA")]
@@ -208,6 +208,7 @@ fn configuration(args: &Args, context: &Context) -> Result<TrainConfig> {
     set(&mut config.dtype, context.global.dtype.map(|d| d.to_string()).as_ref());
     config.offline |= context.global.offline;
     run_options(&args.run, &mut config);
+    set(&mut config.seed, args.run.seed.map(|seed| seed.number(&context.console)).as_ref());
     network_options(&args.network, &mut config);
     data_options(&args.data, &mut config);
     args.set.iter().try_fold(config, |config, pair| {
@@ -228,7 +229,6 @@ fn run_options(args: &RunArgs, config: &mut TrainConfig) {
     set_some(&mut config.warmup_steps, args.warmup_steps.as_ref());
     set(&mut config.min_snr_gamma, args.min_snr_gamma.as_ref());
     set(&mut config.noise_offset, args.noise_offset.as_ref());
-    set(&mut config.seed, args.seed.as_ref());
     set(&mut config.save_every, args.save_every.as_ref());
     config.resume |= args.resume;
     config.gradient_checkpointing &= !args.no_gradient_checkpointing;

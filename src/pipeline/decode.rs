@@ -55,7 +55,8 @@ impl Pipeline {
         let x =
             ((latents.to_dtype(DType::F32)? / config.scaling_factor)? + shift)?.to_dtype(self.vae_dtype())?;
         let (_, h, w, _) = x.dims4()?;
-        to_picture(&self.vae.decode_until(&x, self.tiles.of(h, w), cancel)?)
+        to_picture(&self.vae.decode_until(&x, self.tiles.of(h, w), cancel)?)?
+            .ok_or_else(|| self.overflow("the decoded picture is NaN", self.vae_dtype()))
     }
 
     pub(super) fn vae_dtype(&self) -> DType {
@@ -63,16 +64,18 @@ impl Pipeline {
     }
 }
 
+/// `None` if a number is none.
+///
 /// # Shapes
 /// - `x`: (1, h, w, 3) in [-1, 1], what is outside is cut off
-fn to_picture(x: &Tensor) -> Result<RgbImage> {
+fn to_picture(x: &Tensor) -> Result<Option<RgbImage>> {
     let (_, h, w, _) = x.dims4()?;
     let values = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
     if values.iter().any(|v| v.is_nan()) {
-        return Err(Error::invalid("the decoded picture is NaN").with_hint("try `--dtype f32`"));
+        return Ok(None);
     }
     let bytes =
         values.iter().map(|v| ((v * 0.5 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect();
-    RgbImage::from_raw(w as u32, h as u32, bytes)
-        .ok_or_else(|| Error::invalid(format!("a decoded picture of {w}x{h} is too large")))
+    let picture = RgbImage::from_raw(w as u32, h as u32, bytes);
+    picture.map(Some).ok_or_else(|| Error::invalid(format!("a decoded picture of {w}x{h} is too large")))
 }

@@ -8,6 +8,7 @@ use super::{
     blending::{Applied, Changed, Schedule},
 };
 use crate::{
+    adapter::BlendEntry,
     diffusion::{
         Denoiser, Guidance, Model, ModelDenoiser, Noise, NoiseSchedule, Rows, SampleOptions, StepInfo,
     },
@@ -114,6 +115,7 @@ impl Pipeline {
         let (_, h, w, _) = x.dims4()?;
         let weights = self.schedule_blend((h, w), sigmas.len().saturating_sub(1))?;
         let normalize = self.blend.normalize;
+        let guidance = Guidance { scale: request.cfg_scale_on(self), rescale: request.cfg_rescale };
         let mut drawing = Drawing {
             unet: &mut self.unet,
             text: &mut self.text,
@@ -122,6 +124,7 @@ impl Pipeline {
             time_ids,
             batch,
             sigmas,
+            guidance,
             schedule: &self.schedule,
             inputs: None,
         };
@@ -131,10 +134,28 @@ impl Pipeline {
         let latents = request.sampler.sample(&mut drawing, x, sigmas, &options, on_step)?;
         let flat = latents.flatten_all()?.to_dtype(DType::F32)?.to_device(&Device::Cpu)?;
         if flat.to_vec1::<f32>()?.iter().any(|v| !v.is_finite()) {
-            return Err(Error::invalid("the network's output is NaN or infinite")
-                .with_hint("try `--dtype f32`, or lower the adapters' weights"));
+            return Err(self.overflow("the network's output is NaN or infinite", self.dtype()));
         }
         Ok(latents)
+    }
+
+    /// Numbers too large for their dtype, and what may have made them so.
+    pub(super) fn overflow(&self, what: &str, dtype: DType) -> Error {
+        let mut advice = Vec::new();
+        let peak = |entry: &BlendEntry| entry.strength.at_peak().unet().peak().abs();
+        if let Some(strongest) = self.blend.entries.iter().max_by(|a, b| peak(a).total_cmp(&peak(b))) {
+            advice.push(format!(
+                "lower the adapters' weights, `{}` ({}) first",
+                strongest.name, strongest.strength
+            ));
+        }
+        if dtype != DType::F32 {
+            advice.push("try `--dtype f32`".to_string());
+        }
+        if advice.is_empty() {
+            advice.push("lower `--cfg`; if that changes nothing, the model is damaged".to_string());
+        }
+        Error::invalid(what).with_hint(advice.join(", or "))
     }
 
     /// The noise a batch starts from, on top of `start`, at the first noise level.
@@ -199,6 +220,7 @@ struct Drawing<'a> {
     time_ids: Option<Vec<f32>>,
     batch: &'a Batch<'a>,
     sigmas: &'a [f64],
+    guidance: Guidance,
     schedule: &'a NoiseSchedule,
     inputs: Option<Conditioned>,
 }
@@ -229,10 +251,8 @@ impl Denoiser for Drawing<'_> {
             Some(inputs) if changed != Changed::Text => inputs,
             _ => self.encode()?,
         };
-        let request = self.batch.request;
-        let guidance = Guidance { scale: request.cfg_scale, rescale: request.cfg_rescale };
         let network = Network { unet: &*self.unet, inputs: &inputs, cancel: self.batch.cancel };
-        let denoised = ModelDenoiser::new(network, self.schedule, guidance).denoise(x, sigma);
+        let denoised = ModelDenoiser::new(network, self.schedule, self.guidance).denoise(x, sigma);
         self.inputs = Some(inputs);
         denoised
     }

@@ -25,8 +25,8 @@ pub struct GenerateRequest {
     pub sampler: Sampler,
     /// How noise levels are spread over the steps.
     pub schedule: SigmaSchedule,
-    /// How strongly the prompt pulls; 1 ignores the negative prompt and takes half the time.
-    pub cfg_scale: f64,
+    /// How strongly the prompt pulls; 1 ignores the negative prompt and takes half the time; `None` is the model's own.
+    pub cfg_scale: Option<f64>,
     /// Pulls over-exposed pictures back, 0 to 1; 0 is off.
     pub cfg_rescale: f64,
     /// The first picture's seed; the next has the next number.
@@ -67,7 +67,7 @@ impl Default for GenerateRequest {
             steps: 25,
             sampler: Sampler::Dpmpp2m,
             schedule: SigmaSchedule::Karras,
-            cfg_scale: 7.0,
+            cfg_scale: None,
             cfg_rescale: 0.0,
             seed: 0,
             count: 1,
@@ -83,12 +83,21 @@ impl Default for GenerateRequest {
 }
 
 /// Larger sides are refused before memory is asked for.
-const MAX_SIDE_PX: usize = 8192;
+pub const MAX_SIDE_PX: usize = 8192;
+/// Stronger guidance is no picture any more.
+pub const MAX_CFG_SCALE: f64 = 100.0;
+/// More steps are a slip of the finger: the networks know a thousand noise levels.
+pub const MAX_STEPS: usize = 1000;
 
 impl GenerateRequest {
     /// A request with defaults for everything else.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self { prompt: prompt.into(), ..Self::default() }
+    }
+
+    /// The guidance on `pipeline`.
+    pub fn cfg_scale_on(&self, pipeline: &Pipeline) -> f64 {
+        self.cfg_scale.unwrap_or(pipeline.conventions.cfg_scale)
     }
 
     pub(super) fn text_options(&self) -> TextOptions {
@@ -121,16 +130,25 @@ impl GenerateRequest {
                 pipeline.origin, channels.0, channels.1
             )));
         }
-        for (name, value, low) in [("cfg scale", self.cfg_scale, 0.0), ("cfg rescale", self.cfg_rescale, 0.0)]
-        {
-            if !(value.is_finite() && value >= low) {
-                return Err(Error::invalid(format!(
-                    "{name} must be a number of at least {low}, found {value}"
-                )));
+        let strength = self.init.as_ref().map(|init| init.strength);
+        for (name, value, most) in [
+            ("cfg", Some(self.cfg_scale_on(pipeline)), MAX_CFG_SCALE),
+            ("cfg rescale", Some(self.cfg_rescale), 1.0),
+            ("eta", self.eta, 1.0),
+            ("strength", strength, 1.0),
+        ] {
+            if let Some(value) = value.filter(|value| !(0.0..=most).contains(value)) {
+                return Err(Error::invalid(format!("expected {name} from 0 to {most}, found {value}")));
             }
         }
+        if !(1..=MAX_STEPS).contains(&self.steps) {
+            return Err(Error::invalid(format!("expected 1 to {MAX_STEPS} steps, found {}", self.steps)));
+        }
         if self.count == 0 || self.batch == 0 {
-            return Err(Error::invalid("expected at least one picture"));
+            let (count, batch) = (self.count, self.batch);
+            return Err(Error::invalid(format!(
+                "expected at least one picture, found {count} in batches of {batch}"
+            )));
         }
         Ok(())
     }

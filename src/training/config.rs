@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +13,7 @@ use crate::{
     adapter::{Group, TrainableSpec},
     dataset::ScanOptions,
     error::{Error, Result},
+    files,
 };
 
 /// Everything a training run depends on. Unknown keys are errors.
@@ -193,7 +195,8 @@ impl TrainConfig {
     /// If it cannot be read or has an unknown key or a wrong value.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, e))?;
+        files::walk::expect(path, &["toml"])?;
+        let text = files::read_text(path)?;
         Self::from_toml(&text).map_err(|e| e.context(path.display().to_string()))
     }
 
@@ -250,30 +253,48 @@ impl TrainConfig {
     /// # Errors
     /// If a value is out of range, naming its key.
     pub fn check(&self) -> Result<()> {
-        let rules = [
-            (self.steps > 0, "steps", "at least 1"),
-            (self.batch_size > 0, "batch_size", "at least 1"),
-            (self.gradient_accumulation > 0, "gradient_accumulation", "at least 1"),
-            ((1..=1024).contains(&self.rank), "rank", "1 to 1024"),
-            (self.alpha.is_none_or(|a| a > 0.0), "alpha", "above 0"),
-            (self.conv_rank.is_none_or(|r| (1..=1024).contains(&r)), "conv_rank", "1 to 1024"),
-            (self.conv_alpha.is_none_or(|a| a > 0.0), "conv_alpha", "above 0"),
-            (self.learning_rate > 0.0 && self.learning_rate <= 1.0, "learning_rate", "above 0, at most 1"),
-            (self.text_encoder_lr.is_none_or(|lr| (0.0..=1.0).contains(&lr)), "text_encoder_lr", "0 to 1"),
-            (self.max_grad_norm >= 0.0, "max_grad_norm", "0 or more"),
-            (self.min_snr_gamma >= 0.0, "min_snr_gamma", "0 or more"),
-            ((0.0..=1.0).contains(&self.noise_offset), "noise_offset", "0 to 1"),
-            (self.clip_skip != Some(0), "clip_skip", "at least 1"),
-            (!self.layers.is_empty() || self.train_text_encoder, "layers", "at least one kind of layer"),
-            (self.out.file_name().is_some(), "out", "a file name"),
+        // What is left out has a default that holds.
+        let (alpha, conv_alpha) = (self.alpha.unwrap_or(1.0), self.conv_alpha.unwrap_or(1.0));
+        let (conv_rank, text_lr) = (self.conv_rank.unwrap_or(1), self.text_encoder_lr.unwrap_or(0.0));
+        let (rate, rank) = (self.learning_rate, 1..=1024);
+        let positive = |x: f64| x > 0.0 && x.is_finite();
+        let not_negative = |x: f64| x >= 0.0 && x.is_finite();
+        let rules: [(bool, &str, &str, &dyn fmt::Display); 13] = [
+            (self.steps > 0, "steps", "at least 1", &self.steps),
+            (self.batch_size > 0, "batch_size", "at least 1", &self.batch_size),
+            (
+                self.gradient_accumulation > 0,
+                "gradient_accumulation",
+                "at least 1",
+                &self.gradient_accumulation,
+            ),
+            (rank.contains(&self.rank), "rank", "1 to 1024", &self.rank),
+            (positive(alpha), "alpha", "above 0", &alpha),
+            (rank.contains(&conv_rank), "conv_rank", "1 to 1024", &conv_rank),
+            (positive(conv_alpha), "conv_alpha", "above 0", &conv_alpha),
+            (positive(rate) && rate <= 1.0, "learning_rate", "above 0, at most 1", &rate),
+            ((0.0..=1.0).contains(&text_lr), "text_encoder_lr", "0 to 1", &text_lr),
+            (not_negative(self.max_grad_norm), "max_grad_norm", "0 or more", &self.max_grad_norm),
+            (not_negative(self.min_snr_gamma), "min_snr_gamma", "0 or more", &self.min_snr_gamma),
+            ((0.0..=1.0).contains(&self.noise_offset), "noise_offset", "0 to 1", &self.noise_offset),
+            (self.clip_skip != Some(0), "clip_skip", "at least 1", &0),
         ];
-        for (holds, key, expected) in rules {
-            if !holds {
-                return Err(Error::invalid(format!(
-                    "training configuration: expected `{key}` to be {expected}"
-                )));
-            }
+        if let Some((_, key, expected, found)) = rules.iter().find(|(holds, ..)| !holds) {
+            return Err(Error::invalid(format!(
+                "training configuration: expected `{key}` to be {expected}, found {found}"
+            )));
         }
+        let missing = match () {
+            () if self.layers.is_empty() && !self.train_text_encoder => {
+                "`layers` to have at least one kind of layer"
+            }
+            () if self.out.file_name().is_none() => "`out` to be a file name",
+            () => return self.check_optimizer(),
+        };
+        Err(Error::invalid(format!("training configuration: expected {missing}")))
+    }
+
+    fn check_optimizer(&self) -> Result<()> {
         self.optimizer.check().map_err(|e| e.context("training configuration, `optimizer`"))
     }
 
@@ -370,6 +391,9 @@ mod tests {
         assert!(fail("[optimizer]\nbeta3 = 1").hint().unwrap_or_default().contains("`beta"));
         assert!(fail("steps = \"many\"").to_string().contains("steps"));
         let error = TrainConfig { rank: 0, ..Default::default() }.check().expect_err("rank 0");
-        assert!(error.to_string().contains("`rank` to be 1 to 1024"));
+        assert!(error.to_string().contains("`rank` to be 1 to 1024, found 0"), "{error}");
+        let error = TrainConfig { learning_rate: f64::NAN, ..Default::default() }.check().expect_err("NaN");
+        assert!(error.to_string().contains("above 0, at most 1, found NaN"), "{error}");
+        assert!(TrainConfig { max_grad_norm: f64::INFINITY, ..Default::default() }.check().is_err());
     }
 }
