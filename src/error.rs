@@ -52,6 +52,9 @@ pub enum Error {
     },
 }
 
+/// Of many known names only the most similar ones are listed.
+const MOST_KNOWN: usize = 20;
+
 impl Error {
     /// A request that cannot be carried out.
     pub fn invalid(message: impl Into<String>) -> Self {
@@ -119,16 +122,22 @@ impl Error {
 
     /// An unknown name, with the nearest known ones as the hint.
     pub fn unknown<'a>(what: &str, name: &str, known: impl IntoIterator<Item = &'a str>) -> Self {
-        let known: Vec<&str> = known.into_iter().collect();
-        let nearest = known
-            .iter()
-            .map(|k| (strsim::jaro_winkler(&name.to_lowercase(), k), *k))
-            .filter(|(score, _)| *score > 0.75)
-            .max_by(|a, b| a.0.total_cmp(&b.0));
         let error = Self::invalid(format!("unknown {what} `{name}`"));
-        match nearest {
-            Some((_, k)) => error.with_hint(format!("did you mean `{k}`? known: {}", known.join(", "))),
-            None => error.with_hint(format!("known: {}", known.join(", "))),
+        let mut known: Vec<&str> = known.into_iter().collect();
+        let all = known.len();
+        let likeness = |k: &str| strsim::jaro_winkler(&name.to_lowercase(), &k.to_lowercase());
+        let nearest = known.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+        if all > MOST_KNOWN {
+            known.sort_by(|a, b| likeness(b).total_cmp(&likeness(a)));
+            known.truncate(MOST_KNOWN);
+        }
+        let more =
+            if all > known.len() { format!(", and {} more", all - known.len()) } else { String::new() };
+        let listed = format!("known: {}{more}", known.join(", "));
+        match nearest.filter(|k| likeness(k) > 0.75) {
+            Some(k) => error.with_hint(format!("did you mean `{k}`? {listed}")),
+            None if all == 0 => error.with_hint("none is known"),
+            None => error.with_hint(listed),
         }
     }
 }
@@ -157,5 +166,9 @@ mod tests {
     fn unknown_names_the_nearest() {
         let e = Error::unknown("sampler", "dpmpp2m", ["euler", "dpmpp_2m", "ddim"]);
         assert!(e.hint().unwrap_or_default().starts_with("did you mean `dpmpp_2m`?"));
+        let many: Vec<String> = (0..1000).map(|i| format!("style{i}")).collect();
+        let e = Error::unknown("adapter", "style77x", many.iter().map(String::as_str));
+        let hint = e.hint().unwrap_or_default();
+        assert!(hint.contains("style77, ") && hint.ends_with(", and 980 more"), "{hint}");
     }
 }

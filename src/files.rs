@@ -1,4 +1,6 @@
-//! Writing files so that nobody ever sees half of one.
+//! Writing files so that nobody ever sees half of one; finding them.
+
+pub mod walk;
 
 mod lock;
 

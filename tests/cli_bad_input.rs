@@ -115,6 +115,125 @@ fn options_that_make_no_sense() {
 }
 
 #[test]
+fn numbers_out_of_range() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    for (option, values, range) in [
+        ("--eta", &["-1", "NaN", "inf", "-inf", "1.5"][..], "from 0 to 1"),
+        ("--cfg", &["-2", "NaN", "inf", "101"], "from 0 to 100"),
+        ("--cfg-rescale", &["-0.5", "2"], "from 0 to 1"),
+        ("--strength", &["-0.5", "NaN", "1.01"], "from 0 to 1"),
+        ("--steps", &["0", "-5", "1001", "NaN", "2.5"], "from 1 to 1000"),
+        ("--size", &["-64x64", "0x64", "64xNaN", "64x9000"], "sides from 1 to 8192"),
+        ("--count", &["0", "-1"], "1 or more"),
+        ("--seed", &["-2", "NaN", "1.5"], "or -1 for a random one"),
+    ] {
+        for value in values {
+            let found = format!("found `{value}`");
+            refused(root, &["generate", "a cat", option, value], &[option, range, &found]);
+        }
+    }
+    put(root, "pictures/a.png", png(128, 128));
+    for (option, value, expected) in [
+        ("--lr", "NaN", "`learning_rate` to be above 0, at most 1, found NaN"),
+        ("--lr", "-1", "above 0, at most 1, found -1"),
+        ("--alpha", "inf", "`alpha` to be above 0, found inf"),
+        ("--caption-dropout", "2", "from 0 to 1, found 2"),
+        ("--steps", "-5", "1 or more, found `-5`"),
+        ("--rank", "0", "from 1 to 1024, found `0`"),
+    ] {
+        refused(root, &["train", "pictures", option, value], &[expected]);
+    }
+    refused(root, &["library", "pictures", "--top", "0"], &["--top", "1 or more, found `0`"]);
+    assert!(!root.join("out").exists());
+}
+
+#[test]
+fn minus_one_is_a_random_seed_that_is_said() {
+    let dir = TempDir::new().unwrap();
+    let draw = ["generate", "cat", "--seed", "-1", "--steps", "1", "--size", "64x64"];
+    let run = scumble(dir.path()).args(draw).assert().success();
+    let said = String::from_utf8(run.get_output().stderr.clone()).unwrap();
+    let seed = said.lines().find_map(|line| line.strip_prefix("seed ")).expect("the seed is said").to_owned();
+    run.stdout(contains(format!("00001-{seed}.png")));
+    put(dir.path(), "pictures/a.png", png(128, 128));
+    let train = ["train", "pictures", "--seed", "-1", "--steps", "1", "--rank", "1", "--resolution", "64"];
+    scumble(dir.path()).args(train).assert().success().stderr(contains("seed "));
+}
+
+/// The advice must not be what is done already.
+#[test]
+fn a_weight_that_overflows_is_named() {
+    let dir = TempDir::new().unwrap();
+    let riso = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/adapters/riso.safetensors");
+    let lora = format!("{}:1e30", riso.display());
+    let draw = ["generate", "cat", "--lora", &lora, "--steps", "2", "--size", "64x64"];
+    let run = scumble(dir.path()).args(draw).assert().code(1);
+    run.stderr(contains("hint: lower the adapters' weights").and(contains("dtype").not()));
+}
+
+#[test]
+fn files_that_are_not_there() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let riso = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/adapters/riso.safetensors");
+    put(root, "loras/riso.safetensors", fs::read(riso).unwrap());
+    put(root, "loras/risso.safetensors", "<html>not an adapter");
+    put(root, "loras/old.pt", b"\x80\x02}q\x00.");
+    put(
+        root,
+        "loras/nothing.safetensors",
+        safetensors::serialize::<&str, TensorView<'_>, _>([], None).unwrap(),
+    );
+    put(root, "pictures/fox.png", png(64, 64));
+    put(root, "style.toml", "steps = 1\n");
+    put(root, "model/model_index.json", "{}");
+
+    let lora = |name: &'static str| ["generate", "a cat", "--lora", name];
+    refused(
+        root,
+        &lora("loras/rizo.safetensors"),
+        &["loras/rizo.safetensors: there is no such file", "did you mean `loras/riso"],
+    );
+    refused(
+        root,
+        &lora("rizo:0.5"),
+        &["rizo: there is no such file", "did you mean `riso`? known: riso;", "--lora-dir"],
+    );
+    refused(root, &lora("nowhere/a.safetensors"), &["there is no folder `nowhere`"]);
+    refused(root, &lora("old"), &["old.pt: not read: a pickle"]);
+    refused(root, &lora("loras/nothing.safetensors"), &["holds no tensors of an adapter"]);
+    refused(root, &["generate", "a cat <lora:rizo:1>"], &["did you mean `riso`? known: riso;"]);
+    refused(root, &["inspect", "loras/rizo"], &["did you mean `loras/riso.safetensors`?"]);
+    refused(root, &["inspect", "loras"], &["loras: holds no adapter", "`scumble library loras` lists"]);
+    refused(root, &["metadata", "loras/rizo"], &["did you mean `loras/riso.safetensors`?"]);
+    refused(root, &["check", "loras/rizo.safetensors"], &["did you mean `loras/riso.safetensors`?"]);
+    refused(
+        root,
+        &["generate", "a cat", "--init", "pictures/fix.png"],
+        &["did you mean `pictures/fox.png`?"],
+    );
+    refused(root, &["generate", "--from", "pictures/fix.png"], &["did you mean `pictures/fox.png`?"]);
+    refused(root, &["train", "pictures", "--config", "stile.toml"], &["did you mean `style.toml`?"]);
+    refused(
+        root,
+        &["generate", "a cat", "--embedding", "pictures/x.safetensors"],
+        &["nothing like it is in `pictures`"],
+    );
+    refused(root, &["generate", "a cat", "--model", "./modell"], &["did you mean `model`?"]);
+    // A folder of pictures is no model.
+    let run = scumble(root).args(["generate", "a cat", "--model", "./picture"]).assert().code(1);
+    run.stderr(contains("there is no such file or folder").and(contains("pictures").not()));
+
+    let listed = scumble(root).args(["library", "loras"]).assert().success().stdout(contains("riso"));
+    listed
+        .stderr(contains("old.pt: not read: a pickle can run any code"))
+        .stderr(contains("nothing.safetensors: is no adapter: it has no tensors"));
+    let empty = scumble(root).args(["library", "pictures"]).assert().success();
+    empty.stderr(contains("there are no adapters in pictures"));
+}
+
+#[test]
 fn adapters_that_do_not_fit() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 fn scumble(folder: &Path) -> Command {
     let mut command = Command::cargo_bin("scumble").unwrap();
     command.current_dir(folder).env("HF_HOME", folder.join("hf")).env("HF_HUB_OFFLINE", "1");
+    command.env("SCUMBLE_CACHE", folder.join("cache"));
     command
 }
 

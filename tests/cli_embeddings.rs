@@ -38,7 +38,8 @@ fn pixels(root: &Path, picture: &str) -> Vec<u8> {
 fn words_from_files_and_folders() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
-    write(&root.join("words/ink-wash.safetensors"), (2, WIDTH), 0.7);
+    write(&root.join("words/styles/ink-wash.safetensors"), (2, WIDTH), 0.7);
+    fs::write(root.join("words/old-word.pt"), b"\x80\x02}q\x00.").unwrap();
     write(&root.join("words/sdxl-word.safetensors"), (1, 2048), 0.3);
     fs::write(root.join("words/notes.safetensors"), "not one").unwrap();
 
@@ -58,6 +59,13 @@ fn words_from_files_and_folders() {
         .assert()
         .success()
         .stderr(contains("`sdxl-word`: not used").and(contains("2048")));
+
+    let pickled = draw("cat, old-word", "named", &["--embedding", "words"]);
+    scumble(root)
+        .args(pickled)
+        .assert()
+        .success()
+        .stderr(contains("`old-word`: not used").and(contains("pickle")));
 
     // The recipe names it, with its hash, and finds it again.
     let picture = fs::read(root.join("with/00001-3.png")).unwrap();
@@ -86,7 +94,10 @@ fn files_given_by_hand_must_fit() {
     write(&root.join("other/Word.safetensors"), (1, WIDTH), 0.9);
     write(&root.join("wide.safetensors"), (1, 768), 0.7);
     for (files, expected) in [
-        (&["wide.safetensors"][..], "made for SD 1.x (text encoder width 768), the model is another model"),
+        (
+            &["wide.safetensors"][..],
+            "made for SD 1.x (text encoder width 768), the model is mini (text encoder width 128)",
+        ),
         (&["word.safetensors", "other/Word.safetensors"], "have the same name in prompts"),
         (&["missing.safetensors"], "missing.safetensors: "),
     ] {

@@ -13,6 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Blend, Lineage, NameTable, Unmatched, delta::numbers, report::Reason};
 use crate::{
     error::{Error, Result},
+    files::walk,
     nn::{LayerPath, Part},
     weights::reader::SafetensorsFile,
 };
@@ -193,6 +194,7 @@ pub(crate) fn split(key: &str) -> (&str, &str) {
 
 /// A file that is small enough to be an embedding.
 fn open(path: &Path) -> Result<SafetensorsFile> {
+    walk::expect(path, &["safetensors"])?;
     let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     if bytes.is_file() && bytes.len() > MAX_FILE_BYTES {
         let megabytes = bytes.len() >> 20;
@@ -306,6 +308,7 @@ fn family(widths: &[usize]) -> String {
         [1024] => Lineage::Sd2,
         [768, 1280] => Lineage::Sdxl,
         [1280] => Lineage::SdxlRefiner,
+        [128] => Lineage::Mini,
         _ => Lineage::Other(0),
     };
     let listed: Vec<String> = widths.iter().map(ToString::to_string).collect();

@@ -3,9 +3,8 @@
 mod index;
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::BTreeMap,
     ffi::OsStr,
-    fs,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -16,14 +15,15 @@ use serde::{Deserialize, Serialize};
 use super::{Metadata, Survey, card};
 use crate::{
     error::{Error, Result},
-    files::Stamp,
+    files::{Stamp, walk},
     nn::Part,
     progress::{CancelToken, Event, Observer, Stage},
     weights::{Family, reader::SafetensorsFile},
 };
 
-/// Folders inside folders are looked through this deep.
-const DEPTH: usize = 16;
+/// Endings of the files that are listed: adapters, and those that people take for some.
+const ENDINGS: [&str; 6] = ["safetensors", "pt", "pth", "ckpt", "bin", "pkl"];
+const PICKLE: &str = "not read: a pickle can run any code when it is opened; get the `.safetensors` version";
 /// Files read between two looks at the cancel token.
 const CHUNK: usize = 64;
 /// Tags that are kept of a file.
@@ -118,20 +118,19 @@ impl FromStr for SortBy {
 }
 
 impl Library {
-    /// Looks through a folder and those inside it. With a `cache` folder, files whose length and time are as before are
-    /// not read again; a cache that is damaged or cannot be written only costs time.
+    /// Looks through a folder and those inside it, `depth` deep ([`walk::ALL`], [`walk::NEAR`]). With a `cache` folder,
+    /// files whose length and time are as before are not read again; a cache that is damaged or cannot be written only
+    /// costs time.
     ///
     /// # Errors
     /// If the folder cannot be read, or the user asked to stop.
     pub fn scan(
-        root: &Path,
+        (root, depth): (&Path, usize),
         cache: Option<&Path>,
         observer: &mut dyn Observer,
         cancel: &CancelToken,
     ) -> Result<Self> {
-        let mut paths = Vec::new();
-        list(root, &mut Walk { seen: HashSet::new(), depth: DEPTH, found: &mut paths })?;
-        paths.sort();
+        let paths = walk::files_in(root, &ENDINGS, depth)?;
         let mut index = index::Index::open(root, cache);
         let stamped: Vec<(PathBuf, Stamp)> =
             paths.iter().filter_map(|path| Some((path.clone(), Stamp::of(path)?))).collect();
@@ -165,7 +164,7 @@ impl Library {
                 content,
             });
         }
-        index.keep(&entries, total > 0);
+        index.keep(&entries, depth, total > 0);
         Ok(Self { entries, read: unknown.len() })
     }
 
@@ -229,6 +228,7 @@ impl Card {
         if survey.modules.is_empty() {
             return Err(Error::invalid(match survey.foreign {
                 Some(what) => format!("is no adapter: it belongs to {what}"),
+                None if file.header().tensors.is_empty() => "is no adapter: it has no tensors".into(),
                 None => {
                     format!("is no adapter: none of its {} tensors changes a layer", file.names().count())
                 }
@@ -262,42 +262,15 @@ impl Card {
 
 /// Only the header is read: a library may be on a slow disk, and a file of it just being downloaded.
 fn look(path: &Path) -> Result<Card, String> {
+    if !walk::has_ending(path, &ENDINGS[..1]) {
+        return Err(PICKLE.into());
+    }
     let card = SafetensorsFile::open_header(path).and_then(|file| Card::of(&file));
     card.map_err(|e| {
         // The entry says which file.
         let text = e.to_string();
         text.strip_prefix(&format!("{}: ", path.display())).map_or(text.clone(), str::to_string)
     })
-}
-
-/// What is done on the way through folders.
-struct Walk<'a> {
-    /// Folders by their real names: links may lead in circles.
-    seen: HashSet<PathBuf>,
-    depth: usize,
-    found: &'a mut Vec<PathBuf>,
-}
-
-/// Only the first folder must be readable.
-fn list(folder: &Path, walk: &mut Walk<'_>) -> Result<()> {
-    let real = folder.canonicalize().map_err(|e| Error::io(folder, e))?;
-    if !walk.seen.insert(real) {
-        return Ok(());
-    }
-    for entry in fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.flatten() {
-        let path = entry.path();
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
-        if path.is_dir() {
-            if !hidden && walk.depth > 0 {
-                walk.depth -= 1;
-                list(&path, walk).ok();
-                walk.depth += 1;
-            }
-        } else if !hidden && path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors")) {
-            walk.found.push(path);
-        }
-    }
-    Ok(())
 }
 
 fn relative<'a>(path: &'a Path, root: &Path) -> &'a Path {

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{
     Context,
+    numbers::real,
     output::{self, Output},
 };
 use crate::{
@@ -24,6 +25,8 @@ use crate::{
     weights::{Checkpoint, ModelSource, OpenOptions},
 };
 
+/// No file was made to be stronger than this.
+const MAX_SCALE: f64 = 1000.0;
 /// Layers named when the losses are shown, the worst first.
 const SHOWN: usize = 5;
 
@@ -39,9 +42,8 @@ pub(super) struct FileArgs {
     /// How names are spelled in the new file
     #[arg(long, value_name = "DIALECT", default_value_t, value_parser = super::setup::hinted::<Dialect>)]
     pub dialect: Dialect,
-    /// Leave keys out that fit nothing
-    #[arg(long)]
-    pub allow_unmatched: bool,
+    #[command(flatten)]
+    pub loading: LoadArgs,
     /// Replace what stands there already
     #[arg(long)]
     pub force: bool,
@@ -52,6 +54,24 @@ impl FileArgs {
     pub fn claim<'a>(&self, inputs: impl IntoIterator<Item = &'a Path>) -> Result<Output> {
         self.dialect.check_name(&self.out)?;
         output::claim(&self.out, self.force, inputs)
+    }
+}
+
+/// How adapters are read.
+#[derive(Debug, Default, Clone, Copy, clap::Args)]
+pub(super) struct LoadArgs {
+    /// Use an adapter of which some keys fit nothing, without these
+    #[arg(long)]
+    pub allow_unmatched: bool,
+    /// Scale of LoKr layers with two whole factors, alpha / rank of a few files that are far too strong [default: 1]
+    #[arg(long, value_name = "SCALE", allow_hyphen_values = true, value_parser = real(0.0, MAX_SCALE))]
+    pub whole_lokr_scale: Option<f64>,
+}
+
+impl LoadArgs {
+    pub fn options(self) -> LoadOptions {
+        let Self { allow_unmatched, whole_lokr_scale } = self;
+        LoadOptions { allow_unmatched, whole_lokr_scale }
     }
 }
 
@@ -76,10 +96,10 @@ pub(super) fn table(model: Option<&str>, inputs: &[&Path], context: &mut Context
 pub(super) fn load(
     path: &Path,
     table: &NameTable,
-    allow_unmatched: bool,
+    options: &LoadOptions,
     context: &Context,
 ) -> Result<Adapter> {
-    let adapter = Adapter::load(path, table, &LoadOptions { allow_unmatched, ..LoadOptions::default() })?;
+    let adapter = Adapter::load(path, table, options)?;
     let report = &adapter.report;
     for warning in report.warnings.iter().cloned().chain(report.unmatched.iter().map(ToString::to_string)) {
         context.console.note(&format!("warning: {}: {warning}", path.display()));

@@ -8,7 +8,8 @@ use std::{
 use serde_json::json;
 
 use super::{
-    Context, adapter_files,
+    Context,
+    adapter_files::{self, LoadArgs},
     loras::{self, LoraArg},
     output, setup,
 };
@@ -33,9 +34,8 @@ pub(super) struct Args {
     /// What to write: name.safetensors is a single file, any other name a folder in diffusers' layout
     #[arg(long, short, value_name = "PATH")]
     pub out: PathBuf,
-    /// Use a style of which some keys fit nothing
-    #[arg(long)]
-    pub allow_unmatched: bool,
+    #[command(flatten)]
+    pub loading: LoadArgs,
     /// Replace what stands there already
     #[arg(long)]
     pub force: bool,
@@ -56,7 +56,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let mut blend = Blend::new();
     for lora in &args.lora {
         context.cancel.check()?;
-        let adapter = adapter_files::load(&lora.path, &table, args.allow_unmatched, context)?;
+        let adapter = adapter_files::load(&lora.path, &table, &args.loading.options(), context)?;
         blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength.clone());
     }
     if blend.is_base() {

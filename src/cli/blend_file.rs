@@ -66,6 +66,7 @@ enum Words {
 
 impl BlendFile {
     pub fn read(path: &Path) -> Result<Self> {
+        files::walk::expect(path, &["toml"])?;
         let text = files::read_text(path)?;
         let mix: Mix = toml::from_str(&text).map_err(|e| Error::file(path, e.message().to_owned()))?;
         let folder = path.parent().unwrap_or(Path::new(""));

@@ -54,8 +54,8 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     if report.is_fine() {
         return Ok(());
     }
-    let warnings: Vec<String> = report.warnings.iter().map(ToString::to_string).collect();
-    Err(Error::invalid(format!("this blend may look overcooked: {}", warnings.join("; ")))
+    let warnings: Vec<String> = report.warnings.iter().map(|warning| format!("\n  {warning}")).collect();
+    Err(Error::invalid(format!("this blend may look overcooked:{}", warnings.concat()))
         .with_hint("lower the weights of those named, or keep the sum in bounds with `--normalize`"))
 }
 

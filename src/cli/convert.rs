@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::{Context, adapter_files, output, setup};
+use super::{
+    Context,
+    adapter_files::{self, LoadArgs},
+    output, setup,
+};
 use crate::{adapter::Dialect, error::Result};
 
 /// Options of `convert`.
@@ -19,9 +23,8 @@ pub(super) struct Args {
     /// The model the adapter is for, if it is not one of the known families: its layers are read, not its weights
     #[arg(long, short, value_name = "MODEL")]
     pub model: Option<String>,
-    /// Leave keys out that fit nothing
-    #[arg(long)]
-    pub allow_unmatched: bool,
+    #[command(flatten)]
+    pub loading: LoadArgs,
     /// Replace what stands there already
     #[arg(long)]
     pub force: bool,
@@ -31,7 +34,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     args.to.check_name(&args.out)?;
     let out = output::claim(&args.out, args.force, [args.file.as_path()])?;
     let table = adapter_files::table(args.model.as_deref(), &[&args.file], context)?;
-    let adapter = adapter_files::load(&args.file, &table, args.allow_unmatched, context)?;
+    let adapter = adapter_files::load(&args.file, &table, &args.loading.options(), context)?;
     context.console.note(&format!("from {} to {}", adapter.report.dialect, args.to));
     adapter_files::save(&adapter, (&out, args.to), &table, context)
 }

@@ -1,13 +1,17 @@
 //! Textual inversions as users name them: files and folders on the command line, names in recipes.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::{Context, loras::stem};
 use crate::{
     adapter::Embedding,
     error::{Error, Result},
+    files::walk,
     pipeline::{GenerateRequest, Pipeline, infotext::EmbeddingUse},
 };
+
+/// Endings of the files in folders. Pickles are refused when a prompt names one, rather than left out in silence.
+const ENDINGS: [&str; 3] = ["safetensors", "pt", "bin"];
 
 /// Which embeddings to use and where to look for those that are only named.
 #[derive(Debug, Default)]
@@ -92,7 +96,8 @@ fn candidates(wanted: &Wanted) -> Result<Vec<Candidate>> {
     let (folders, given): (Vec<&PathBuf>, Vec<&PathBuf>) =
         wanted.given.iter().partition(|path| path.is_dir());
     let by_hand = given.into_iter().map(|path| (path.clone(), true));
-    let in_folders = folders.into_iter().map(|folder| files_in(folder)).collect::<Result<Vec<_>>>()?;
+    let in_folders = folders.into_iter().map(|folder| walk::files_in(folder, &ENDINGS, walk::ALL));
+    let in_folders = in_folders.collect::<Result<Vec<_>>>()?;
     for (path, by_hand) in by_hand.chain(in_folders.into_iter().flatten().map(|path| (path, false))) {
         let name = stem(&path);
         match found.iter().find(|other| other.name.to_lowercase() == name.to_lowercase()) {
@@ -121,7 +126,9 @@ fn candidates(wanted: &Wanted) -> Result<Vec<Candidate>> {
 /// A recipe's embedding in the usual folders.
 fn search(embedding: &EmbeddingUse, wanted: &Wanted) -> Result<PathBuf> {
     for folder in &wanted.folders {
-        let files = files_in(folder).unwrap_or_default();
+        // Folders inside the one here are not meant unless the user says so.
+        let depth = if folder.ends_with("embeddings") { walk::NEAR } else { 0 };
+        let files = walk::files_in(folder, &ENDINGS, depth).unwrap_or_default();
         if let Some(path) = files.into_iter().find(|path| embedding.is_called(&stem(path))) {
             return Ok(path);
         }
@@ -133,13 +140,4 @@ fn search(embedding: &EmbeddingUse, wanted: &Wanted) -> Result<PathBuf> {
             "looked in {}: `--embedding` names its file or another folder",
             looked.join(", ")
         )))
-}
-
-/// The safetensors files of a folder, sorted.
-fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?;
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    files.retain(|path| path.is_file() && path.extension().is_some_and(|e| e == "safetensors"));
-    files.sort();
-    Ok(files)
 }

@@ -3,62 +3,96 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
+    adapter::library::{Entry, Library},
     error::{Error, Result},
-    weights::reader::SafetensorsFile,
+    files::walk,
+    progress::CancelToken,
 };
 
-/// Folders inside folders are looked through this deep.
-const DEPTH: usize = 4;
-/// What the metadata calls an adapter; A1111 takes it for its name.
-const ALIAS: &str = "ss_output_name";
-
-/// `path` if it is there; else, if it is a bare name, the library's file of that name.
-pub(super) fn file_or_named(path: &Path, folders: &[PathBuf]) -> Result<PathBuf> {
-    let bare = path.parent().is_none_or(|parent| parent.as_os_str().is_empty());
-    if path.exists() || !bare {
-        return Ok(path.to_path_buf());
-    }
-    let name = path.to_string_lossy();
-    find(name.strip_suffix(".safetensors").unwrap_or(&name), folders).map_err(|e| {
-        let hint = e.hint().unwrap_or_default().to_owned();
-        Error::invalid(format!("{name}: no such file, and {e}")).with_hint(hint)
-    })
+/// Where adapters that are only named are looked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shelves<'a> {
+    pub folders: &'a [PathBuf],
+    /// Where libraries are remembered.
+    pub cache: Option<&'a Path>,
+    pub cancel: &'a CancelToken,
 }
 
-/// The file with this stem in one of the folders, the first that has it; else the one whose metadata gives that name.
-///
-/// # Errors
-/// If there is none, or several that the name fits equally well.
-pub(super) fn find(name: &str, folders: &[PathBuf]) -> Result<PathBuf> {
-    let mut files = Vec::new();
-    for folder in folders {
-        let exact = folder.join(format!("{name}.safetensors"));
-        if exact.is_file() {
-            return Ok(exact);
+impl<'a> Shelves<'a> {
+    /// What one of these folders has.
+    fn entries(&self, folder: &'a Path) -> Result<Vec<(PathBuf, Entry)>> {
+        match Library::scan((folder, walk::NEAR), self.cache, &mut (), self.cancel) {
+            Ok(library) => Ok(library.entries.into_iter().map(|e| (folder.join(&e.path), e)).collect()),
+            Err(e) if e.is_cancelled() => Err(e),
+            // Most of the folders are guesses.
+            Err(_) => Ok(Vec::new()),
         }
-        let mut found = Vec::new();
-        list(folder, DEPTH, &mut found);
-        found.sort();
-        if let Some(file) = only(name, found.iter().filter(|path| stem(path) == name))? {
+    }
+
+    /// `path` if it is there; else, if it is a bare name, the library's file of that name.
+    pub fn file_or_named(&self, path: &Path) -> Result<PathBuf> {
+        let bare = path.parent().is_none_or(|parent| parent.as_os_str().is_empty());
+        // What is no bare name and not there is said where it is read.
+        if path.exists() || !bare {
+            return Ok(path.to_path_buf());
+        }
+        let name = path.to_string_lossy();
+        self.find(name.strip_suffix(".safetensors").unwrap_or(&name)).map_err(|e| {
+            let hint = e.hint().unwrap_or_default().to_owned();
+            Error::invalid(format!("{name}: there is no such file, and {e}")).with_hint(hint)
+        })
+    }
+
+    /// The file with this stem in one of the folders, the first that has it; else the one whose metadata, or whose
+    /// folder if it is PEFT's, gives that name. Files are not opened for that: libraries are remembered.
+    ///
+    /// # Errors
+    /// If there is none, or several that the name fits equally well.
+    pub fn find(&self, name: &str) -> Result<PathBuf> {
+        for folder in self.folders {
+            let exact = folder.join(format!("{name}.safetensors"));
+            if exact.is_file() {
+                return Ok(exact);
+            }
+            let files = walk::files_in(folder, &["safetensors"], walk::NEAR).unwrap_or_default();
+            if let Some(file) = only(name, files.iter().filter(|path| stem(path) == name))? {
+                return Ok(file);
+            }
+        }
+        let mut all: Vec<(PathBuf, Entry)> = Vec::new();
+        for folder in self.folders {
+            all.extend(self.entries(folder)?);
+        }
+        // The folders may be inside each other.
+        all.sort_by_cached_key(|(path, _)| path.canonicalize().unwrap_or_else(|_| path.clone()));
+        all.dedup_by_key(|(path, _)| path.canonicalize().unwrap_or_else(|_| path.clone()));
+        let called = |entry: &Entry| match &entry.content {
+            Ok(card) => entry.name == name || card.title.as_deref() == Some(name),
+            Err(_) => false,
+        };
+        if let Some(file) = only(name, all.iter().filter(|(_, e)| called(e)).map(|(path, _)| path))? {
             return Ok(file);
         }
-        files.extend(found);
+        Err(self.not_found(name, &all))
     }
-    files.dedup();
-    let aliased = files.iter().filter(|path| {
-        SafetensorsFile::open(path).is_ok_and(|f| f.metadata().get(ALIAS).is_some_and(|alias| alias == name))
-    });
-    if let Some(file) = only(name, aliased)? {
-        return Ok(file);
+
+    fn not_found(&self, name: &str, all: &[(PathBuf, Entry)]) -> Error {
+        let looked: Vec<String> = self.folders.iter().map(|f| f.display().to_string()).collect();
+        let looked = format!("looked in {}: `--lora-dir` names another folder", looked.join(", "));
+        let broken = all
+            .iter()
+            .find_map(|(path, e)| Some((path, e.content.as_ref().err()?)).filter(|_| e.name == name));
+        if let Some((path, reason)) = broken {
+            return Error::file(path, reason.clone()).with_hint(looked);
+        }
+        let mut usable: Vec<&str> =
+            all.iter().filter(|(_, e)| e.content.is_ok()).map(|(_, e)| e.name.as_str()).collect();
+        usable.sort_unstable();
+        usable.dedup();
+        let error = Error::unknown("adapter", name, usable);
+        let hint = error.hint().unwrap_or_default().to_owned();
+        error.with_hint(format!("{hint}; {looked}"))
     }
-    let mut seen: Vec<String> = files.iter().map(|path| stem(path)).collect();
-    seen.sort();
-    seen.dedup();
-    let error = Error::unknown("adapter", name, seen.iter().map(String::as_str));
-    let hint = error.hint().unwrap_or_default().to_owned();
-    let looked: Vec<String> = folders.iter().map(|f| f.display().to_string()).collect();
-    Err(error
-        .with_hint(format!("{hint}; looked in {}: `--lora-dir` names another folder", looked.join(", "))))
 }
 
 pub(super) fn stem(path: &Path) -> String {
@@ -78,20 +112,6 @@ fn only<'a>(name: &str, found: impl Iterator<Item = &'a PathBuf>) -> Result<Opti
     }
 }
 
-fn list(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) {
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            let hidden = entry.file_name().to_string_lossy().starts_with('.');
-            if depth > 0 && !hidden {
-                list(&path, depth - 1, found);
-            }
-        } else if path.extension().is_some_and(|e| e == "safetensors") {
-            found.push(path);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{collections::HashMap, fs};
@@ -100,12 +120,19 @@ mod tests {
 
     use super::*;
 
+    /// An adapter of one layer.
     fn put(folder: &Path, file: &str, alias: &str) {
         let path = folder.join(file);
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        let view = TensorView::new(Dtype::F32, vec![1], &[0; 4]).expect("a tensor");
-        let metadata = HashMap::from([(ALIAS.to_owned(), alias.to_owned())]);
-        let bytes = safetensors::serialize([("x.alpha", view)], Some(metadata)).expect("a file");
+        let layer = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q";
+        let view =
+            |shape: [usize; 2]| TensorView::new(Dtype::F32, shape.to_vec(), &[0; 8]).expect("a tensor");
+        let tensors = [
+            (format!("{layer}.lora_down.weight"), view([1, 2])),
+            (format!("{layer}.lora_up.weight"), view([2, 1])),
+        ];
+        let metadata = HashMap::from([("ss_output_name".to_owned(), alias.to_owned())]);
+        let bytes = safetensors::serialize(tensors, Some(metadata)).expect("a file");
         fs::write(path, bytes).expect("written");
     }
 
@@ -117,17 +144,23 @@ mod tests {
         put(root, "sub/deep/two.safetensors", "second");
         put(root, "a/three.safetensors", "same");
         put(root, "b/three.safetensors", "same");
-        let folders = [root.to_path_buf()];
-        let found =
-            |name: &str| find(name, &folders).map(|p| p.strip_prefix(root).unwrap_or(&p).to_path_buf());
+        fs::write(root.join("twooo.safetensors"), "<html>").expect("written");
+        fs::write(root.join("old.pt"), "a pickle").expect("written");
+        // One folder inside the other: nothing is found twice.
+        let (folders, cancel) = ([root.to_path_buf(), root.join("sub")], CancelToken::default());
+        let shelves = Shelves { folders: &folders, cache: None, cancel: &cancel };
+        let found = |name: &str| shelves.find(name).map(|p| p.strip_prefix(root).unwrap_or(&p).to_path_buf());
         assert_eq!(found("one")?, Path::new("one.safetensors"));
         assert_eq!(found("two")?, Path::new("sub/deep/two.safetensors"));
         assert_eq!(found("second")?, Path::new("sub/deep/two.safetensors"));
         assert!(found("three").is_err_and(|e| e.to_string().contains("may be any of")));
         assert!(found("same").is_err_and(|e| e.to_string().contains("may be any of")));
-        assert!(found("twoo").is_err_and(|e| e.hint().is_some_and(|h| h.contains("did you mean `two`"))));
+        let error = found("twoo").expect_err("no such adapter");
+        let hint = error.hint().unwrap_or_default();
+        assert!(hint.contains("did you mean `two`") && !hint.contains("twooo"), "{hint}");
+        assert!(found("old").is_err_and(|e| e.to_string().contains("old.pt: not read: a pickle")));
         // A file name works where an alias does not.
-        assert_eq!(file_or_named(Path::new("one.safetensors"), &folders)?, root.join("one.safetensors"));
+        assert_eq!(shelves.file_or_named(Path::new("one.safetensors"))?, root.join("one.safetensors"));
         Ok(())
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rayon::iter::{IntoParallelRefIterator as _, ParallelIterator as _};
 use serde_json::{Value, json};
 
-use super::{Context, adapter_files, setup};
+use super::{Context, adapter_files, numbers::whole, setup};
 use crate::{
     adapter::{
         Adapter, LoadOptions, NameTable,
@@ -14,7 +14,7 @@ use crate::{
         similarity::{Profile, Similarity},
     },
     error::{Error, Result},
-    files,
+    files::{self, walk},
     progress::{Event, Observer as _, Stage},
     weights::Family,
 };
@@ -44,7 +44,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     pub similar: Option<PathBuf>,
     /// Show the first so many [default: all; 10 with --similar]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, usize::MAX))]
     pub top: Option<usize>,
     /// The model --similar compares on, if the adapter is for none of the known families
     #[arg(long, short, value_name = "MODEL", requires = "similar")]
@@ -52,15 +52,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
+    if !args.folder.exists() {
+        return Err(walk::missing(&args.folder, &Path::is_dir));
+    }
     if !args.folder.is_dir() {
-        let error = match args.folder.exists() {
-            true => Error::file(&args.folder, "is no folder"),
-            false => Error::file(&args.folder, "there is no such folder"),
-        };
-        return Err(error.with_hint("`scumble inspect FILE` looks at single files"));
+        return Err(Error::file(&args.folder, "is no folder")
+            .with_hint("`scumble inspect FILE` looks at single files"));
     }
     let cache = files::cache_folder();
-    let mut library = Library::scan(&args.folder, Some(&cache), &mut context.console, &context.cancel)?;
+    let place = (args.folder.as_path(), walk::ALL);
+    let mut library = Library::scan(place, Some(&cache), &mut context.console, &context.cancel)?;
     let files = library.entries.len();
     if let Some(text) = &args.search {
         library.search(text);
@@ -81,6 +82,10 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     list(&library.entries[..library.entries.len().min(shown)], context);
     let found = library.entries.len();
     let remembered = files - library.read;
+    if files == 0 {
+        context.console.note(&format!("there are no adapters in {} and its folders", args.folder.display()));
+        return Ok(());
+    }
     context.console.note(&format!("{found} of {files} files shown, {remembered} remembered from before"));
     Ok(())
 }

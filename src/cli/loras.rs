@@ -7,13 +7,12 @@ use std::{
 };
 
 pub(super) use super::folders::stem;
-use super::{Context, blend_file::BlendFile, folders};
+use super::{Context, adapter_files::LoadArgs, blend_file::BlendFile, folders::Shelves};
 use crate::{
-    adapter::{
-        Blend, BlendMode, LoadOptions, Strength, format::folder, guard, metadata::FileHashes, strength::Mask,
-    },
+    adapter::{Blend, BlendMode, Strength, format::folder, guard, metadata::FileHashes, strength::Mask},
     dataset::{Limits, decode},
     error::{Error, Result},
+    files::{self, walk},
     pipeline::{Pipeline, infotext::LoraUse},
 };
 
@@ -66,9 +65,8 @@ pub(super) struct BlendArgs {
     /// Where styles that are only named lie, as often as you like
     #[arg(long, value_name = "FOLDER")]
     pub lora_dir: Vec<PathBuf>,
-    /// Use a style of which some keys fit nothing
-    #[arg(long)]
-    pub allow_unmatched: bool,
+    #[command(flatten)]
+    pub loading: LoadArgs,
     /// Keep styles that pull the same way from adding up
     #[arg(long)]
     pub normalize: bool,
@@ -89,7 +87,7 @@ impl BlendArgs {
             files: [&self.lora[..], &file.adapters].concat(),
             named,
             folders,
-            allow_unmatched: self.allow_unmatched,
+            loading: self.loading,
             normalize: self.normalize || file.normalize,
             mode: file.mode,
         })
@@ -102,7 +100,7 @@ pub(super) struct Wanted {
     pub files: Vec<LoraArg>,
     pub named: Vec<LoraUse>,
     pub folders: Vec<PathBuf>,
-    pub allow_unmatched: bool,
+    pub loading: LoadArgs,
     pub normalize: bool,
     pub mode: BlendMode,
 }
@@ -128,20 +126,21 @@ pub(super) fn load(
     pipeline: &mut Pipeline,
     context: &Context,
 ) -> Result<(Blend, Vec<LoraUse>)> {
+    let cache = files::cache_folder();
+    let shelves = Shelves { folders: &wanted.folders, cache: Some(&cache), cancel: &context.cancel };
     let mut all = Vec::new();
     for lora in &wanted.files {
-        let path = folders::file_or_named(&lora.path, &wanted.folders)?;
+        let path = shelves.file_or_named(&lora.path)?;
         all.push((LoraArg { path, strength: lora.strength.clone() }, None));
     }
     for lora in &wanted.named {
-        let path = folders::find(&lora.name, &wanted.folders)?;
+        let path = shelves.find(&lora.name)?;
         all.push((LoraArg { path, strength: lora.strength.clone() }, lora.hash.as_deref()));
     }
     let mut blend = Blend { mode: wanted.mode, normalize: wanted.normalize, ..Blend::new() };
     let mut used = Vec::new();
     for (LoraArg { path, mut strength }, expected) in all {
-        let options = LoadOptions { allow_unmatched: wanted.allow_unmatched, ..LoadOptions::default() };
-        let adapter = pipeline.load_adapter(&path, &options)?;
+        let adapter = pipeline.load_adapter(&path, &wanted.loading.options())?;
         let name = stem(&path);
         let report = &adapter.report;
         let total = report.matched + report.unmatched.len();
@@ -171,8 +170,8 @@ pub(super) fn load(
 /// A mask with its absolute path, which is what recipes name.
 fn read_mask(path: &Path) -> Result<Mask> {
     let limits = Limits { min_side_px: 1, ..Limits::default() };
-    let pixels =
-        decode::read(path, &limits).map_err(|e| e.context("the mask of an adapter's weight"))?.pixels;
+    let read = walk::expect(path, &decode::EXTENSIONS).and_then(|()| decode::read(path, &limits));
+    let pixels = read.map_err(|e| e.context("the mask of an adapter's weight"))?.pixels;
     let picture = Arc::new(image::DynamicImage::from(pixels).into_luma8());
     Ok(Mask { path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()), picture })
 }

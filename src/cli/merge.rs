@@ -60,7 +60,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let mut blend = Blend::new();
     for lora in &args.adapters {
         context.cancel.check()?;
-        let adapter = adapter_files::load(&lora.path, &table, args.files.allow_unmatched, context)?;
+        let adapter = adapter_files::load(&lora.path, &table, &args.files.loading.options(), context)?;
         blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength.clone());
     }
     if blend.is_base() {

@@ -75,7 +75,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let limit = args.limit()?;
     let out = args.files.claim([args.file.as_path()])?;
     let table = adapter_files::table(args.files.model.as_deref(), &[&args.file], context)?;
-    let adapter = adapter_files::load(&args.file, &table, args.files.allow_unmatched, context)?;
+    let adapter = adapter_files::load(&args.file, &table, &args.files.loading.options(), context)?;
     let cut =
         adapter_files::with_progress(context, |progress| resize::resize(&adapter, &table, &limit, progress))?;
     adapter_files::report_losses(&cut, args.layers, context);

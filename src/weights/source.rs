@@ -8,6 +8,7 @@ use std::{
 use super::{checkpoint::Checkpoint, embedded, hub};
 use crate::{
     error::{Error, Result},
+    files::walk::{has_ending, missing},
     progress::{CancelToken, Observer},
 };
 
@@ -147,25 +148,18 @@ fn unknown(text: &str) -> Error {
         return error
             .with_hint(format!("{hint}; or a hub id (owner/name), a folder, or a .safetensors file"));
     }
-    let error = Error::file(path, "there is no such file or folder");
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let nearest = names
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .map(|name| {
-            (strsim::jaro_winkler(&name, &path.file_name().unwrap_or_default().to_string_lossy()), name)
-        })
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((_, name)) => error.with_hint(format!("did you mean `{}`?", folder.join(name).display())),
-        // Perhaps it was meant for the hub.
-        None if !looks_like_a_path(text) => match hub::Repository::new(text, "main") {
-            Err(e) => error.with_hint(e.hint().unwrap_or_default()),
-            Ok(_) => error,
-        },
-        None => error,
+    // Perhaps it was meant for the hub.
+    let as_id = hub::Repository::new(text, "main").err().filter(|_| !looks_like_a_path(text));
+    let error = missing(path, &is_model);
+    match as_id.as_ref().and_then(Error::hint) {
+        Some(hint) if !error.hint().is_some_and(|h| h.starts_with("did you mean")) => error.with_hint(hint),
+        _ => error,
     }
+}
+
+/// What `--model` may name: pictures lie in folders, too.
+fn is_model(path: &Path) -> bool {
+    if path.is_dir() { path.join("model_index.json").exists() } else { has_ending(path, &["safetensors"]) }
 }
 
 #[cfg(test)]
@@ -211,8 +205,11 @@ mod tests {
         }
         let built = hub("a/../../b", "main").open(&OpenOptions::default(), &mut (), &CancelToken::default());
         assert!(built.is_err_and(|e| e.to_string().contains("no hub id")));
-        let error = ModelSource::parse("./Cargo.tomll").expect_err("no such file");
-        assert!(error.hint().is_some_and(|h| h.contains("Cargo.toml")), "{error}");
+        let error = ModelSource::parse("./sample-data/minni").expect_err("no such model");
+        assert!(error.hint().is_some_and(|h| h.contains("sample-data/mini`")), "{error}");
+        // A folder of pictures is none.
+        let error = ModelSource::parse("./sample-data/blueprint2").expect_err("no such model");
+        assert!(error.hint().is_some_and(|h| !h.contains("blueprint")), "{error}");
         let error = ModelSource::parse("minii").expect_err("no such model");
         assert!(error.hint().is_some_and(|h| h.contains("did you mean `mini`")), "{error}");
         Ok(())

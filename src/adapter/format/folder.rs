@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::peft::{CONFIG_KEY, component};
 use crate::{
     error::{Error, Result},
+    files::walk::{has_ending, missing},
     nn::Part,
     weights::reader::SafetensorsFile,
 };
@@ -43,7 +44,10 @@ fn open_by(path: &Path, single: &dyn Fn(&Path) -> Result<SafetensorsFile>) -> Re
         return join(path, &[read_component(folder)?]);
     }
     if !path.is_dir() {
-        return single(path);
+        return match path.try_exists() {
+            Ok(false) => Err(missing(path, &is_adapter)),
+            _ => single(path),
+        };
     }
     if path.join(CONFIG).is_file() {
         return join(path, &[read_component(path)?]);
@@ -61,7 +65,14 @@ fn open_by(path: &Path, single: &dyn Fn(&Path) -> Result<SafetensorsFile>) -> Re
         return single(&path.join(DIFFUSERS));
     }
     let message = format!("holds no adapter: there is neither `{CONFIG}` nor `{DIFFUSERS}`");
-    Err(Error::file(path, message).with_hint("point to the adapter's `.safetensors` file"))
+    let library = format!("`scumble library {}` lists those in a folder", path.display());
+    Err(Error::file(path, message)
+        .with_hint(format!("point to one adapter's `.safetensors` file; {library}")))
+}
+
+/// What may be meant by a path where nothing is.
+pub fn is_adapter(path: &Path) -> bool {
+    has_ending(path, &["safetensors"]) || path.join(CONFIG).is_file() || path.join(DIFFUSERS).is_file()
 }
 
 /// One component as PEFT saved it.

@@ -13,7 +13,7 @@ use super::{Card, Entry};
 use crate::files::{self, Stamp};
 
 /// Raised whenever a card means something else than before.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// A larger index is not ours.
 const MAX_BYTES: u64 = 256 << 20;
 
@@ -54,15 +54,21 @@ impl Index {
         (known.stamp == stamp).then_some(known.content)
     }
 
-    /// Remembers the library as it is now, if something was read or a file is gone.
-    pub fn keep(&mut self, entries: &[Entry], changed: bool) {
-        let Some(path) = self.path.as_deref().filter(|_| changed || !self.files.is_empty()) else { return };
+    /// Remembers the library as it is now, if something was read or a file is gone. Nothing is said of folders more than
+    /// `depth` deep: what is known of them stays.
+    pub fn keep(&mut self, entries: &[Entry], depth: usize, changed: bool) {
+        let unasked = self.files.len();
+        self.files.retain(|path, _| Path::new(path).components().count() > depth + 1);
+        let changed = changed || self.files.len() < unasked;
+        let Some(path) = self.path.as_deref().filter(|_| changed) else { return };
         let known = |entry: &Entry| {
             let known = Known { stamp: entry.stamp, content: entry.content.clone() };
             Some((entry.path.to_str()?.to_string(), known))
         };
         let settled = entries.iter().filter(|entry| entry.stamp.is_settled());
-        let record = Record { version: VERSION, files: settled.filter_map(known).collect() };
+        let mut files = std::mem::take(&mut self.files);
+        files.extend(settled.filter_map(known));
+        let record = Record { version: VERSION, files };
         if let Ok(text) = serde_json::to_vec(&record) {
             files::write_bytes(path, &text).ok();
         }
