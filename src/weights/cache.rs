@@ -26,7 +26,7 @@ pub struct CachedModel {
     pub size_bytes: u64,
     /// The newest snapshot's folder.
     pub snapshot: PathBuf,
-    /// Started and not finished: some blob is incomplete.
+    /// Started and not finished: some blob is there in part.
     pub partial: bool,
 }
 
@@ -131,8 +131,10 @@ fn cached_model(repository: &Path, name: &str) -> Option<CachedModel> {
         .max_by_key(|path| path.metadata().and_then(|m| m.modified()).ok())?;
     let (mut size_bytes, mut partial) = (0, false);
     for blob in std::fs::read_dir(repository.join("blobs")).ok().into_iter().flatten().flatten() {
-        size_bytes += blob.metadata().map_or(0, |m| m.len());
-        partial |= blob.file_name().to_str().is_some_and(|n| n.ends_with(".incomplete"));
+        let bytes = blob.metadata().map_or(0, |m| m.len());
+        size_bytes += bytes;
+        // An empty one is what a download leaves that was refused or never began.
+        partial |= bytes > 0 && blob.file_name().to_str().is_some_and(|n| n.ends_with(".incomplete"));
     }
     Some(CachedModel { id: name.replacen("--", "/", 1), size_bytes, snapshot: newest, partial })
 }

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest as _, Sha256};
 use ureq::{
     Body, RequestBuilder,
-    http::{Response, StatusCode},
+    http::{Response, StatusCode, Uri},
     typestate::WithoutBody,
 };
 
@@ -71,8 +71,11 @@ impl Client {
     /// If the endpoint is no web address, or the token no token.
     pub fn new(cache: &HubCache, endpoint: &str, token: Option<String>) -> Result<Self> {
         let endpoint = endpoint.trim().trim_end_matches('/');
-        let web = |u: url::Url| matches!(u.scheme(), "http" | "https") && u.has_host();
-        if !url::Url::parse(endpoint).is_ok_and(web) || endpoint.contains(['?', '#', ' ']) {
+        let web = |uri: Uri| {
+            let scheme = uri.scheme_str().is_some_and(|s| matches!(s, "http" | "https"));
+            scheme && uri.host().is_some_and(|host| !host.is_empty())
+        };
+        if !endpoint.parse().is_ok_and(web) || endpoint.contains(['?', '#', ' ']) {
             return Err(Error::invalid(format!("the hub's address is `{endpoint}`, expected https://…"))
                 .with_hint("unset HF_ENDPOINT to use huggingface.co"));
         }

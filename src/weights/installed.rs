@@ -81,6 +81,8 @@ mod tests {
         assert_eq!((models[0].name.as_str(), models[0].family), ("mini", Some(Family::Mini)));
         let found = (models[1].family, models[1].size_bytes, models[1].partial);
         assert_eq!(found, (Some(Family::Sdxl), 100, true));
+        files::write_bytes(repository.join("blobs/abc.incomplete"), b"")?;
+        assert!(!installed(&cache)?[1].partial, "nothing of it was downloaded");
         assert_eq!(suggestions(&models).iter().map(|s| s.name).collect::<Vec<_>>(), ["sd15"]);
         Ok(())
     }
