@@ -1,5 +1,5 @@
 //! The matrix dialect × algorithm × family: files of the real writers, each merged weight against what the trainer's own
-//! layer does with it. `tests/golden/adapter/matrix/make_matrix.py` made the files.
+//! layer does with it. `make_matrix.py` and `make_rare.py` (old and seldom writers, the SDXL refiner) made the files.
 
 #![expect(clippy::print_stdout, reason = "the matrix is what this test is for")]
 
@@ -12,10 +12,13 @@ use std::{
 use candle_core::{Device, Tensor};
 use scumble::{
     Error, Result,
-    adapter::{Adapter, Dialect, LoadOptions, NameTable, Parts, SaveOptions, Survey, format::folder::open},
+    adapter::{
+        Adapter, Dialect, LoadOptions, NameTable, Parts, SaveOptions, Survey,
+        format::{Fit, folder::open},
+    },
     models::{ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig},
     nn::{LayerPath, Part},
-    weights::{Weights, record_shapes},
+    weights::{Weights, reader::Entry, record_shapes},
 };
 use serde_json::Value;
 
@@ -25,8 +28,11 @@ const TOLERANCE_F16: f64 = 2e-3;
 /// How many numbers are kept of each row of a merged weight.
 const COLUMNS: usize = 2;
 
-fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapter/matrix")
+/// Where the files are, below `tests/golden/adapter`.
+const FOLDERS: [&str; 2] = ["matrix", "rare"];
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/adapter").join(name)
 }
 
 fn layer(dotted: &str) -> LayerPath {
@@ -83,6 +89,7 @@ fn table(configs: &Value) -> Result<NameTable> {
 }
 
 struct Fixture<'a> {
+    folder: &'static str,
     name: &'a str,
     facts: &'a Value,
     /// Path, rows, and whether the bias changes.
@@ -95,8 +102,8 @@ impl Fixture<'_> {
     }
 
     fn path(&self) -> PathBuf {
-        let file = folder().join(format!("{}.safetensors", self.name));
-        if file.is_file() { file } else { folder().join(self.name) }
+        let file = folder(self.folder).join(format!("{}.safetensors", self.name));
+        if file.is_file() { file } else { folder(self.folder).join(self.name) }
     }
 
     fn tolerance(&self) -> f64 {
@@ -105,31 +112,43 @@ impl Fixture<'_> {
 }
 
 struct Matrix {
-    index: Value,
+    /// By folder.
+    index: BTreeMap<&'static str, Value>,
     expected: BTreeMap<String, Vec<f32>>,
     tables: BTreeMap<String, NameTable>,
 }
 
 impl Matrix {
     fn load() -> Result<Self> {
-        let at = folder().join("fixtures.json");
-        let text = std::fs::read_to_string(&at).map_err(|e| Error::io(&at, e))?;
-        let index: Value = serde_json::from_str(&text).expect("JSON");
-        let stored = candle_core::safetensors::load(folder().join("expected.safetensors"), &Device::Cpu)?;
-        let expected = stored.iter().map(|(k, v)| Ok((k.clone(), v.to_vec1()?))).collect::<Result<_>>()?;
-        let configs = index["configs"].as_object().expect("families");
-        let tables = configs.iter().map(|(k, v)| Ok((k.clone(), table(v)?))).collect::<Result<_>>()?;
+        let (mut index, mut expected, mut tables) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        for name in FOLDERS {
+            let at = folder(name).join("fixtures.json");
+            let text = std::fs::read_to_string(&at).map_err(|e| Error::io(&at, e))?;
+            let listing: Value = serde_json::from_str(&text).expect("JSON");
+            let stored =
+                candle_core::safetensors::load(folder(name).join("expected.safetensors"), &Device::Cpu)?;
+            for (fixture, values) in &stored {
+                expected.insert(fixture.clone(), values.to_vec1()?);
+            }
+            for (family, configs) in listing["configs"].as_object().expect("families") {
+                tables.insert(family.clone(), table(configs)?);
+            }
+            index.insert(name, listing);
+        }
         Ok(Self { index, expected, tables })
     }
 
     fn fixtures(&self) -> impl Iterator<Item = Fixture<'_>> {
-        self.index["fixtures"].as_object().expect("fixtures").iter().map(|(name, facts)| {
-            let listing = &self.index["layers"][facts["layers"].as_u64().expect("a number") as usize];
-            let entry = |e: &Value| {
-                let rows = e[1].as_u64().expect("a number") as usize;
-                (layer(e[0].as_str().expect("a path")), rows, e[2] == true)
-            };
-            Fixture { name, facts, layers: listing.as_array().expect("layers").iter().map(entry).collect() }
+        self.index.iter().flat_map(|(folder, index)| {
+            index["fixtures"].as_object().expect("fixtures").iter().map(|(name, facts)| {
+                let listing = &index["layers"][facts["layers"].as_u64().expect("a number") as usize];
+                let entry = |e: &Value| {
+                    let rows = e[1].as_u64().expect("a number") as usize;
+                    (layer(e[0].as_str().expect("a path")), rows, e[2] == true)
+                };
+                let layers = listing.as_array().expect("layers").iter().map(entry).collect();
+                Fixture { folder, name, facts, layers }
+            })
         })
     }
 
@@ -206,6 +225,10 @@ fn every_file_does_what_its_trainer_did() -> Result<()> {
                 matrix.error(&fixture, &adapter)
             });
         let survey = Survey::of(&open(&fixture.path())?)?;
+        let fit = Fit::of(&open(&fixture.path())?, matrix.table(&fixture));
+        if fit.other > 0 {
+            wrong.push(format!("{}: {fit:?}", fixture.name));
+        }
         let incomplete = survey.algorithms().contains_key("incomplete");
         if incomplete || !survey.unknown.is_empty() || survey.modules.len() < fixture.layers.len() {
             wrong.push(format!("{}: surveyed as {:?}", fixture.name, survey.algorithms()));
@@ -225,10 +248,10 @@ fn every_file_does_what_its_trainer_did() -> Result<()> {
 }
 
 fn printed(cells: &BTreeMap<(String, String), BTreeMap<String, f64>>) -> String {
-    let families = ["sd1", "sd2", "sdxl"];
+    let families = ["sd1", "sd2", "sdxl", "sdxl-refiner"];
     let mut text = format!(
-        "{:<12} {:<20} {:>9} {:>9} {:>9}\n",
-        "dialect", "algorithm", "sd1 f32", "sd2 bf16", "sdxl f16"
+        "{:<12} {:<20} {:>9} {:>9} {:>9} {:>9}\n",
+        "dialect", "algorithm", "sd1 f32", "sd2 bf16", "sdxl f16", "refiner"
     );
     for ((dialect, algorithm), row) in cells {
         let cell = |f: &&str| row.get(*f).map_or("-".into(), |e| format!("{e:.1e}"));
@@ -282,6 +305,12 @@ fn same_bytes(a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>) -> Res
     Ok(a.len() == b.len())
 }
 
+/// True if PEFT's way to store these needs no arithmetic, and has a place for all of it.
+fn every_dialect_keeps(algorithms: &BTreeSet<&str>, fixture: &Fixture<'_>) -> bool {
+    algorithms.iter().all(|a| ["LoRA", "DoRA", "LoHa", "LoHa (Tucker)"].contains(a))
+        && !fixture.name.ends_with("lora-bias")
+}
+
 #[test]
 fn conversions_return_what_they_were_given() -> Result<()> {
     let matrix = Matrix::load()?;
@@ -302,7 +331,8 @@ fn conversions_return_what_they_were_given() -> Result<()> {
                 // Of these there are kinds that only some dialects know.
                 let has_kinds =
                     algorithms.iter().any(|a| ["IA³", "OFTv2"].contains(a) || a.starts_with("LoKr"));
-                let refused = refused || has_kinds || algorithms.len() > 1;
+                let has_residual = fixture.name.ends_with("sparse") && dialect != Dialect::Kohya;
+                let refused = refused || has_kinds || has_residual || algorithms.len() > 1;
                 assert!(named && refused, "{}: {message}", fixture.name);
                 count[2] += 1;
                 continue;
@@ -316,8 +346,7 @@ fn conversions_return_what_they_were_given() -> Result<()> {
             let same = same_bytes(&given, &all_tensors(&back)?)?;
             // Only PEFT's way to store these needs arithmetic, or has no place for a Tucker core or a scalar beside.
             let exact = matches!(dialect, Dialect::Kohya | Dialect::Comfy)
-                || algorithms.iter().all(|a| ["LoRA", "DoRA", "LoHa", "LoHa (Tucker)"].contains(a))
-                    && !fixture.name.ends_with("lora-bias");
+                || every_dialect_keeps(&algorithms, &fixture);
             assert!(same || !exact, "{} from {dialect}: other bytes", fixture.name);
             count[usize::from(!same)] += 1;
         }
@@ -326,6 +355,64 @@ fn conversions_return_what_they_were_given() -> Result<()> {
         println!(
             "to {dialect} and back: {same} with the same bytes, {equal} equal within rounding, {refused} refused by name"
         );
+    }
+    Ok(())
+}
+
+/// Along every arrow between so many places: i → j → i for each pair, and on to the next i.
+fn tour(dialects: &[Dialect]) -> Vec<Dialect> {
+    let mut way = Vec::new();
+    for (i, from) in dialects.iter().enumerate() {
+        way.push(*from);
+        way.extend(dialects[i + 1..].iter().flat_map(|to| [*to, *from]));
+    }
+    way
+}
+
+/// Names, dtypes, sizes and bytes of a file, or of a folder of PEFT's. (Factors of a 1×1 convolution may come as matrices;
+/// diffusers and PEFT want the layer's own number of dimensions.)
+fn stored(path: &Path) -> Result<(String, Vec<u8>)> {
+    let file = open(path)?;
+    let entry = |(name, e): (&String, &Entry)| format!("{name} {} {}\n", e.dtype.name(), e.range.len());
+    Ok((file.header().tensors.iter().map(entry).collect(), file.data().to_vec()))
+}
+
+/// From every dialect to every other and back, and so also by way of a third: whenever a dialect is reached again, the
+/// file has the bytes it had the first time.
+#[test]
+fn every_way_between_dialects_keeps_the_bytes() -> Result<()> {
+    let matrix = Matrix::load()?;
+    let scratch = tempfile::tempdir().expect("a temporary folder");
+    let mut ways: BTreeMap<usize, usize> = BTreeMap::new();
+    for fixture in matrix.fixtures() {
+        let table = matrix.table(&fixture);
+        let mut adapter = Adapter::load(fixture.path(), table, &LoadOptions::default())?;
+        let algorithms = adapter.layers.values().map(|delta| delta.algorithm()).collect();
+        let keeps = every_dialect_keeps(&algorithms, &fixture);
+        let at = |dialect: Dialect| scratch.path().join(format!("{}-{dialect}", fixture.name));
+        let save = |adapter: &Adapter, dialect| {
+            adapter.save(at(dialect), table, &SaveOptions { dialect, dtype: None })
+        };
+        let mut first = BTreeMap::new();
+        for dialect in
+            Dialect::ALL.into_iter().filter(|d| keeps || [Dialect::Kohya, Dialect::Comfy].contains(d))
+        {
+            if save(&adapter, dialect).is_ok() {
+                first.insert(dialect, stored(&at(dialect))?);
+            }
+        }
+        let known: Vec<Dialect> = first.keys().copied().collect();
+        for dialect in tour(&known) {
+            save(&adapter, dialect)?;
+            let (keys, data) = stored(&at(dialect))?;
+            assert_eq!(keys, first[&dialect].0, "{}: back in {dialect}", fixture.name);
+            assert!(data == first[&dialect].1, "{}: other bytes back in {dialect}", fixture.name);
+            adapter = Adapter::load(at(dialect), table, &LoadOptions::default())?;
+        }
+        *ways.entry(known.len() * known.len().saturating_sub(1)).or_default() += 1;
+    }
+    for (pairs, count) in ways {
+        println!("{count} files along {pairs} ways from dialect to dialect: the same bytes");
     }
     Ok(())
 }
@@ -368,7 +455,7 @@ fn names_of_real_models_are_kohyas() -> Result<()> {
         let mut names: Vec<String> =
             layers.map(|(path, _)| kohya::module_name(path, &table)).collect::<Result<_>>()?;
         names.sort();
-        let expected = &matrix.index["kohya_names"][name];
+        let expected = &matrix.index["matrix"]["kohya_names"][name];
         assert_eq!(names.len() as u64, expected[0].as_u64().expect("a number"), "{name}");
         let hash = format!("{:x}", Sha256::digest(names.join("\n")));
         assert_eq!(Some(hash.as_str()), expected[1].as_str(), "{name}");

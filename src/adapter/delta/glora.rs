@@ -25,26 +25,25 @@ pub struct Glora {
 }
 
 impl Glora {
-    /// The tensors of either layout as a delta of the present one.
+    /// The tensors of either layout as a delta of the present one. Both fit only where r, inputs and outputs are one
+    /// number, and then the present one is meant.
     ///
     /// # Errors
     /// If they fit neither.
     pub fn of_either_layout(self, shape: &[usize]) -> Result<Self> {
-        let dims = |t: &Tensor| (math::first_dim(t), *t.dims().get(1).unwrap_or(&0));
-        let [a1, a2, b1, b2] = [&self.a1, &self.a2, &self.b1, &self.b2].map(dims);
-        let present = b2.0 == b1.1 && b1.1 == a1.1 && a1.1 == a2.0;
-        let older = b2.1 == b1.0 && b1.0 == a1.0 && a1.0 == a2.1;
-        // Both only where r is as large as the layer; then a₂'s rows tell, unless it is square.
-        let square = shape.len() > 1 && shape[0] == shape[1];
-        if present && !(older && !square && a2.0 == shape[0]) {
+        if self.check(shape).is_ok() {
             return Ok(self);
         }
-        if older {
-            let Self { a1, a2, b1, b2, core, alpha } = self.clone();
-            let turned = Self { a1: a2, a2: a1, b1: b2, b2: b1, core, alpha };
-            if turned.check(shape).is_ok() {
-                return Ok(turned);
-            }
+        let Self { a1, a2, b1, b2, core, alpha } = self.clone();
+        let turned = Self { a1: a2, a2: a1, b1: b2, b2: b1, core, alpha };
+        if turned.check(shape).is_ok() {
+            return Ok(turned);
+        }
+        let dims = |t: &Tensor| (math::first_dim(t), *t.dims().get(1).unwrap_or(&0));
+        let [a1, a2, b1, b2] = [&self.a1, &self.a2, &self.b1, &self.b2].map(dims);
+        // One that would fit another weight is refused with that weight's shape.
+        if b2.0 == b1.1 && b1.1 == a1.1 && a1.1 == a2.0 {
+            return Ok(self);
         }
         Err(Error::invalid(format!(
             "the GLoRA factors (a1 {:?}, a2 {:?}, b1 {:?}, b2 {:?}) share no rank in either layout",

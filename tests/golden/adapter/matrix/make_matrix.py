@@ -31,10 +31,13 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 HERE = Path(__file__).parent
-CROSS = {"sd1": 12, "sd2": 20, "sdxl": 36}
+CROSS = {"sd1": 12, "sd2": 20, "sdxl": 36, "sdxl-refiner": 28}
+WIDTHS = {"text_encoder": 12, "text_encoder_2": 16}
+ENCODERS = {"sd1": ["text_encoder"], "sd2": ["text_encoder"], "sdxl": ["text_encoder", "text_encoder_2"],
+            "sdxl-refiner": ["text_encoder_2"]}
 COLUMNS = 2
 # The numbers are chosen among those the dtype has, so that files in it lose nothing.
-DTYPE = {"sd1": torch.float32, "sd2": torch.bfloat16, "sdxl": torch.float16}
+DTYPE = {"sd1": torch.float32, "sd2": torch.bfloat16, "sdxl": torch.float16, "sdxl-refiner": torch.float16}
 
 # ---- the base ------------------------------------------------------------------------------------------------------
 
@@ -52,6 +55,7 @@ def numbers(name, count):
 
 
 def unet_config(family):
+    added = dict(use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=2)
     common = dict(sample_size=8, norm_num_groups=4, layers_per_block=2, cross_attention_dim=CROSS[family])
     if family == "sdxl":
         return dict(
@@ -61,10 +65,19 @@ def unet_config(family):
             up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
             transformer_layers_per_block=[1, 2, 10],
             attention_head_dim=2,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=2,
             projection_class_embeddings_input_dim=20,
+            **added,
+        )
+    if family == "sdxl-refiner":
+        return dict(
+            **common,
+            block_out_channels=[4, 8, 8, 8],
+            down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+            up_block_types=["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+            transformer_layers_per_block=4,
+            attention_head_dim=2,
+            projection_class_embeddings_input_dim=18,
+            **added,
         )
     return dict(
         **common,
@@ -81,11 +94,16 @@ def text_config(width):
                 num_attention_heads=2, max_position_embeddings=8, projection_dim=width)
 
 
+def configs_of(family):
+    return {"unet": unet_config(family), **{name: text_config(WIDTHS[name]) for name in ENCODERS[family]}}
+
+
 @functools.cache
 def pristine(family):
-    found = {"unet": UNet2DConditionModel(**unet_config(family)), "text_encoder": CLIPTextModel(CLIPTextConfig(**text_config(12)))}
-    if family == "sdxl":
-        found["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**text_config(16)))
+    found = {"unet": UNet2DConditionModel(**unet_config(family))}
+    for name in ENCODERS[family]:
+        text = CLIPTextModelWithProjection if name == "text_encoder_2" else CLIPTextModel
+        found[name] = text(CLIPTextConfig(**text_config(WIDTHS[name])))
     for component, model in found.items():
         model.double().requires_grad_(False)
         for name, parameter in model.named_parameters():
@@ -554,7 +572,7 @@ def diffusers_files(family, algorithm, half=False):
     from peft.utils import get_peft_model_state_dict
 
     wrapped, inner, found = peft_models(family, algorithm)
-    pipe = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
+    pipe = StableDiffusionXLPipeline if family.startswith("sdxl") else StableDiffusionPipeline
     states = {c: get_peft_model_state_dict(m) for c, m in wrapped.items()}
     states = {c: {k.removeprefix("base_model.model."): v for k, v in s.items()} for c, s in states.items()}
     states = {c: stored(convert_state_dict_to_diffusers(s) if c != "unet" else s, DTYPE[family]) for c, s in states.items()}
@@ -655,7 +673,7 @@ def main():
     torch.manual_seed(3)
     if options.sd_scripts:
         import_kohya(options.sd_scripts)
-    families = [options.family] if options.family else CROSS
+    families = [options.family] if options.family else ["sd1", "sd2", "sdxl"]
     for old in HERE.iterdir():
         if old.suffix == ".safetensors":
             old.unlink()
@@ -692,8 +710,7 @@ def main():
             attempt(diffusers_files, family, algorithm)
         attempt(peft_raw, family)
         attempt(renamed, family)
-    configs = {f: {"unet": unet_config(f), "text_encoder": text_config(12),
-                   **({"text_encoder_2": text_config(16)} if f == "sdxl" else {})} for f in families}
+    configs = {f: configs_of(f) for f in families}
     EXPECTED.write(configs, kohya_names() if options.sd_scripts else {})
     size = sum(f.stat().st_size for f in HERE.rglob("*") if f.is_file() and f.suffix != ".py")
     print(f"{len(EXPECTED.fixtures)} fixtures, {size / 1e6:.2f} MB")
