@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::{self, File},
+    io::{Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     time::{Duration, Instant, SystemTime},
 };
@@ -11,6 +12,10 @@ use assert_cmd::Command;
 use candle_core::{DType, Device, Tensor};
 use predicates::{prelude::PredicateBooleanExt as _, str::contains};
 use safetensors::{Dtype, tensor::TensorView};
+use scumble::{
+    models::{ClipTextModel, UNet2DConditionModel, family},
+    weights::{Component, Family, export::ldm_keys},
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -78,22 +83,33 @@ fn names(lines: &[Value]) -> Vec<&str> {
 fn inspect_tells_what_a_file_holds() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
-    let found = &json(root, &["inspect", &sample("blueprint")])[0];
+    let found = &json(root, &["inspect", &sample("blueprint"), "--hash"])[0];
     assert_eq!((found["family"].as_str(), found["dialects"][0].as_str()), (Some("mini"), Some("kohya")));
     assert_eq!(found["algorithms"]["LoRA"], 129);
     assert_eq!(found["trigger_words"][0], "blueprint style");
     assert_eq!(found["trigger_words_stated"], false);
     assert_eq!((&found["recipe"]["steps"], &found["base_model"]), (&"400".into(), &"mini".into()));
     assert_eq!(found["blocks"][0]["ranks"], serde_json::json!([16]));
+    assert_eq!(found["blocks"][0]["alphas"], serde_json::json!([16.0]));
     // The hash its writer computed.
     let data_hash = found["metadata"]["sshs_model_hash"].as_str().unwrap();
     assert_eq!(found["auto_v3"], data_hash[..12]);
 
-    let text = scumble(root).args(["inspect", &sample("blueprint"), "--no-hash"]).assert().success();
-    text.stdout(contains("trigger      blueprint style (in every caption)").and(contains("hash").not()));
+    // Remembered; of another there is what its writer noted, and nothing of it is read.
+    let text = scumble(root).args(["inspect", &sample("blueprint")]).assert().success();
+    text.stdout(
+        contains("trigger      blueprint style (in every caption)").and(contains("(AutoV2, the file)")),
+    );
+    let other = &json(root, &["inspect", &sample("riso")])[0];
+    let noted = other["metadata"]["sshs_model_hash"].as_str().unwrap();
+    assert_eq!((&other["auto_v3"], other["auto_v3_stated"].as_str()), (&Value::Null, Some(&noted[..12])));
+    let stale = [("sshs_model_hash", "0123456789abcdef")];
+    put(&root.join("stale.safetensors"), &[("lora_unet_a.lora_down.weight", &[1, 2])], &stale);
+    let warned = scumble(root).args(["inspect", "stale.safetensors", "--hash"]).assert().success();
+    warned.stdout(contains("`sshs_model_hash` (0123456789ab…) is of other weights"));
 
     fs::write(root.join("page.safetensors"), "<!DOCTYPE html>").unwrap();
-    let two = scumble(root).args(["inspect", "page.safetensors", &sample("riso"), "--no-hash"]).assert();
+    let two = scumble(root).args(["inspect", "page.safetensors", &sample("riso")]).assert();
     two.code(1)
         .stdout(contains("riso print style"))
         .stderr(contains("a web page").and(contains("1 of 2 files failed")));
@@ -109,7 +125,7 @@ fn inspect_reads_folders_of_pefts() {
     let config = r#"{"peft_type": "LORA", "r": 4, "lora_alpha": 2, "target_modules": ["to_k"]}"#;
     fs::write(root.join("style/adapter_config.json"), config).unwrap();
     let found = &json(root, &["inspect", "style", "--full"])[0];
-    assert_eq!((found["family"].as_str(), found["layers"][0]["alpha"].as_f64()), (Some("sd2"), Some(2.0)));
+    assert_eq!((found["family"].as_str(), found["modules"][0]["alpha"].as_f64()), (Some("sd2"), Some(2.0)));
     fs::create_dir(root.join("style/unet")).unwrap();
     fs::copy(root.join("style/adapter_model.safetensors"), root.join("style/unet/adapter_model.safetensors"))
         .unwrap();
@@ -151,7 +167,7 @@ fn mini_goes_by_its_name() {
     check(&["--family", "mini"]).success().stdout(contains("(100.0 %)"));
     check(&["--family", "sd1"]).code(1).stdout(contains("was trained for mini"));
     check(&[]).success().stderr(contains("for mini"));
-    let inspect = scumble(root).args(["inspect", &riso, "--no-hash"]).assert().success();
+    let inspect = scumble(root).args(["inspect", &riso]).assert().success();
     inspect.stdout(contains("family       mini (").and(contains("warning").not()));
     layer(&root.join("xl.safetensors"), 2048, 4, &[]);
     let other = scumble(root).args(["generate", "cat", "--lora", "xl.safetensors"]).assert().code(1);
@@ -201,6 +217,80 @@ fn check_names_what_does_not_fit() {
     assert_eq!(lines[1]["unmatched"].as_array().unwrap().len(), 3);
     // Without being told, the family that fits.
     scumble(root).args(["check", "good.safetensors"]).assert().success();
+    let factors = [".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b"].map(|end| format!("{KEY}{end}"));
+    let shapes = [[640, 4], [4, 1024], [640, 4], [4, 1024]];
+    let keys: Vec<(&str, &[usize])> =
+        factors.iter().zip(&shapes).map(|(key, shape)| (key.as_str(), shape.as_slice())).collect();
+    put(&root.join("loha.safetensors"), &keys, &[]);
+    let loha = scumble(root).args(["check", "loha.safetensors"]).assert().success();
+    loha.stderr(contains("for Stable Diffusion 2.x"));
+}
+
+/// A single file of the real SD 1's size, all zeros on the disk's side, but for ones in the weight that `KEY` changes.
+fn full_size_checkpoint(path: &Path) {
+    let configs = family::text_encoder_configs(Family::Sd1);
+    let unet = UNet2DConditionModel::parameter_shapes(&family::unet_config(Family::Sd1)).unwrap();
+    let text = ClipTextModel::parameter_shapes(&configs[0]).unwrap();
+    let (mut header, mut at, mut ones) = (serde_json::Map::new(), 0, 0..0);
+    for (component, shapes) in [(Component::Unet, unet), (Component::TextEncoder, text)] {
+        let names: Vec<String> = shapes.keys().cloned().collect();
+        for key in ldm_keys(Family::Sd1, component, &names).unwrap() {
+            let shape = &shapes[&key.names[0]];
+            let end = at + 2 * shape.elem_count();
+            if key.names[0] == "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight" {
+                ones = at..end;
+            }
+            let entry =
+                serde_json::json!({ "dtype": "F16", "shape": shape.dims(), "data_offsets": [at, end] });
+            header.insert(key.key, entry);
+            at = end;
+        }
+    }
+    let header = Value::Object(header).to_string();
+    let mut file = File::create(path).unwrap();
+    file.write_all(&[&(header.len() as u64).to_le_bytes(), header.as_bytes()].concat()).unwrap();
+    file.set_len((8 + header.len() + at) as u64).unwrap();
+    file.seek(SeekFrom::Start((8 + header.len() + ones.start) as u64)).unwrap();
+    file.write_all(&[0x00, 0x3c].repeat(ones.len() / 2)).unwrap();
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(|entry| entry.unwrap().path()) {
+        let to = to.join(entry.file_name().unwrap());
+        if entry.is_dir() {
+            copy_folder(&entry, &to);
+        } else {
+            fs::copy(&entry, &to).unwrap();
+        }
+    }
+}
+
+#[test]
+fn check_takes_every_kind_of_model() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let tiny = repository("tests/golden/pipeline/sd1");
+    let adapter = tiny.join("adapter.safetensors").display().to_string();
+    let cached = root.join("hf/hub/models--owner--tiny");
+    let commit = "0123456789abcdef0123456789abcdef01234567";
+    copy_folder(&tiny, &cached.join("snapshots").join(commit));
+    fs::create_dir_all(cached.join("refs")).unwrap();
+    fs::write(cached.join("refs/main"), commit).unwrap();
+    let check = |file: &str, model: &str| json(root, &["check", file, "--model", model]).remove(0);
+    let (folder, hub) = (check(&adapter, &tiny.display().to_string()), check(&adapter, "owner/tiny"));
+    assert_eq!((&folder["passed"], &folder["coverage"]), (&true.into(), &1.0.into()));
+    assert!(folder["changes"].as_array().unwrap().len() > 30);
+    assert_eq!(folder, hub);
+
+    full_size_checkpoint(&root.join("sd1.safetensors"));
+    layer(&root.join("style.safetensors"), 768, 4, &[]);
+    let single = check("style.safetensors", "sd1.safetensors");
+    // alpha is 1, the rank 4, all numbers are 1: each of ΔW's is 4 / 4, as those of W.
+    let relative = single["changes"][0]["relative"].as_f64().unwrap();
+    assert!(single["passed"] == true && (relative - 1.0).abs() < 1e-6, "{single}");
+    layer(&root.join("xl.safetensors"), 2048, 4, &[]);
+    assert_eq!(check("xl.safetensors", "sd1.safetensors")["passed"], false);
 }
 
 /// The header is all that is read: a file of 20 GB takes as long as a small one.
@@ -220,7 +310,7 @@ fn a_huge_file_is_listed_at_once() {
     File::options().write(true).open(&path).unwrap().set_len((8 + header.len() + down + up) as u64).unwrap();
     let start = Instant::now();
     let listed = json(root, &["library", "."]);
-    let inspected = json(root, &["inspect", "huge.safetensors", "--no-hash"]);
+    let inspected = json(root, &["inspect", "huge.safetensors"]);
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     assert_eq!((names(&listed), listed[0]["family"].as_str()), (vec!["huge"], Some("sd1")));
     assert_eq!(inspected[0]["bytes"].as_u64(), Some((8 + header.len() + down + up) as u64));
@@ -363,7 +453,7 @@ fn the_two_spellings_of_one_adapter_are_the_same() {
     let file = |name: &str| repository(GOLDEN).join(name).display().to_string();
     let found: Vec<Value> = ["sd1_kohya.safetensors", "sd1_diffusers.safetensors"]
         .iter()
-        .flat_map(|name| json(root, &["inspect", &file(name), "--no-hash"]))
+        .flat_map(|name| json(root, &["inspect", &file(name)]))
         .collect();
     assert_eq!(found[0]["blocks"], found[1]["blocks"]);
     assert_eq!(found[0]["trained"], found[1]["trained"]);

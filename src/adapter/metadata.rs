@@ -8,7 +8,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 use super::{Adapter, Delta, Lineage, lineage::Labels};
-use crate::weights::reader::SafetensorsFile;
+use crate::weights::{hashes::Digests, reader::SafetensorsFile};
 
 /// The key under which the configuration of a training run stands in its adapter, as TOML.
 pub const CONFIG_KEY: &str = "scumble_config";
@@ -93,9 +93,14 @@ pub struct FileHashes {
 impl FileHashes {
     /// Of a checked file, both at once: each reads all of it.
     pub fn of(file: &SafetensorsFile) -> Self {
-        let auto = |bytes: &[u8], digits: usize| format!("{:x}", Sha256::digest(bytes))[..digits].to_string();
-        let (auto_v2, auto_v3) = rayon::join(|| auto(file.file_bytes(), 10), || auto(file.data(), 12));
-        Self { auto_v2, auto_v3 }
+        let sha256 = |bytes: &[u8]| format!("{:x}", Sha256::digest(bytes));
+        let (file, data) = rayon::join(|| sha256(file.file_bytes()), || sha256(file.data()));
+        Self::short(&Digests { file, data })
+    }
+
+    /// The short forms that sites and pictures name.
+    pub fn short(digests: &Digests) -> Self {
+        Self { auto_v2: digests.file[..10].into(), auto_v3: digests.data[..12].into() }
     }
 }
 

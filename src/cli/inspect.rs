@@ -13,7 +13,11 @@ use crate::{
         survey::{BlockSummary, BundledEmbedding, SurveyedModule},
     },
     error::Result,
-    weights::reader::{Entry, SafetensorsFile},
+    progress::CancelToken,
+    weights::{
+        hashes::{Digests, HashCache},
+        reader::{Entry, SafetensorsFile},
+    },
 };
 
 /// Tags that are shown.
@@ -27,9 +31,9 @@ pub(super) struct Args {
     /// Adapters' files, or folders of PEFT's
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Leave the hashes out, for which the whole file is read
+    /// Read whole files for their hashes; the hashes are remembered
     #[arg(long)]
-    pub no_hash: bool,
+    pub hash: bool,
     /// Also list every tensor
     #[arg(long)]
     pub keys: bool,
@@ -41,7 +45,7 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     super::for_each_file(&args.files, context, |path, context| {
         let console = &context.console;
-        let found = Findings::of(path, args)?;
+        let found = Findings::of(path, args, &context.cancel)?;
         if console.is_json() {
             console.data(&found.as_json(args).to_string());
         } else {
@@ -53,25 +57,32 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
 
 struct Findings<'a> {
     path: &'a Path,
-    bytes: usize,
+    bytes: u64,
     file: SafetensorsFile,
     survey: Survey,
     metadata: Metadata,
-    hashes: Option<FileHashes>,
+    /// Known without reading the file, or read.
+    hashes: Option<Digests>,
+    /// AutoV3 as the file's writer noted it.
+    stated_v3: Option<String>,
 }
 
 impl<'a> Findings<'a> {
-    fn of(path: &'a Path, args: &Args) -> Result<Self> {
-        let file = folder::map(path)?;
-        Ok(Self {
-            path,
-            bytes: file.file_bytes().len(),
-            survey: Survey::of(&file).map_err(|e| e.context(path.display().to_string()))?,
-            metadata: Metadata(file.metadata().clone()),
-            // A folder is no file that a site could know by its hash.
-            hashes: (!args.no_hash && !path.is_dir()).then(|| FileHashes::of(&file)),
-            file,
-        })
+    fn of(path: &'a Path, args: &Args, cancel: &CancelToken) -> Result<Self> {
+        let file = folder::look(path)?;
+        let mut survey = Survey::of(&file).map_err(|e| e.context(path.display().to_string()))?;
+        let metadata = Metadata(file.metadata().clone());
+        let stated = metadata.get("sshs_model_hash").and_then(|hash| hash.get(..12)).map(str::to_lowercase);
+        let on_disk = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);
+        // A folder is no file that a site could know by its hash.
+        let hashes = on_disk.as_ref().map(|_| hashes(path, args.hash, cancel)).transpose()?.flatten();
+        if let (Some(found), Some(stated)) = (&hashes, &stated)
+            && FileHashes::short(found).auto_v3 != *stated
+        {
+            survey.warnings.push(format!("metadata `sshs_model_hash` ({stated}…) is of other weights"));
+        }
+        let bytes = on_disk.map_or(file.file_bytes().len() as u64, |found| found.len());
+        Ok(Self { path, bytes, survey, metadata, hashes, stated_v3: stated, file })
     }
 
     fn lines(&self, args: &Args) -> Vec<String> {
@@ -85,9 +96,7 @@ impl<'a> Findings<'a> {
         table.add("trained", &counts(survey.trained()));
         let (dtypes, tensors) = (self.dtypes().join(", "), self.file.names().count());
         table.add("size", &format!("{:.2} MB, {tensors} tensors, {dtypes}", self.bytes as f64 / 1e6));
-        if let Some(FileHashes { auto_v2, auto_v3 }) = &self.hashes {
-            table.add("hash", &format!("{auto_v2} (AutoV2, the file), {auto_v3} (AutoV3, the weights)"));
-        }
+        table.add("hash", &self.hash_line());
         self.told(&mut table, args);
         table.add("embeddings", &join(survey.embeddings.iter().map(embedding)));
         for warning in &survey.warnings {
@@ -112,6 +121,18 @@ impl<'a> Findings<'a> {
             lines.extend(self.file.header().tensors.iter().map(key));
         }
         lines
+    }
+
+    fn hash_line(&self) -> String {
+        match (&self.hashes, &self.stated_v3) {
+            (Some(found), _) => {
+                let FileHashes { auto_v2, auto_v3 } = FileHashes::short(found);
+                format!("{auto_v2} (AutoV2, the file), {auto_v3} (AutoV3, the weights)")
+            }
+            _ if self.path.is_dir() => String::new(),
+            (None, Some(stated)) => format!("{stated} (AutoV3, as its writer noted; --hash reads the file)"),
+            (None, None) => "not read (--hash reads the file)".into(),
+        }
     }
 
     /// What the metadata say.
@@ -143,8 +164,8 @@ impl<'a> Findings<'a> {
     fn as_json(&self, args: &Args) -> Value {
         let (survey, m) = (&self.survey, &self.metadata);
         let trigger = card::trigger(m);
-        let family = &survey.family;
-        let layer = |m: &SurveyedModule| {
+        let (family, short) = (&survey.family, self.hashes.as_ref().map(FileHashes::short));
+        let module = |m: &SurveyedModule| {
             json!({ "name": m.name, "block": m.block.to_string(), "kind": m.kind.to_string(),
                 "algorithm": m.algorithm, "rank": m.rank, "alpha": m.alpha })
         };
@@ -155,16 +176,24 @@ impl<'a> Findings<'a> {
             "belongs_to": survey.foreign, "dialects": survey.dialects, "algorithms": survey.algorithms(),
             "trained": survey.trained().iter().map(|(k, n)| (k.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
             "blocks": survey.blocks().iter().map(block_json).collect::<Vec<_>>(),
-            "layers": if args.full { json!(survey.modules.iter().map(layer).collect::<Vec<_>>()) } else { json!(survey.modules.len()) },
-            "auto_v2": self.hashes.as_ref().map(|h| &h.auto_v2), "auto_v3": self.hashes.as_ref().map(|h| &h.auto_v3),
+            "layers": survey.modules.len(), "modules": args.full.then(|| survey.modules.iter().map(module).collect::<Vec<_>>()),
+            "sha256": self.hashes.as_ref().map(|h| &h.file),
+            "auto_v2": short.as_ref().map(|h| &h.auto_v2), "auto_v3": short.as_ref().map(|h| &h.auto_v3),
+            "auto_v3_stated": self.stated_v3,
             "name": card::title(m), "base_model": card::base_model(m),
             "trigger_words": trigger.words, "trigger_words_stated": trigger.stated, "tags": card::tags(m),
             "recipe": card::recipe(m).into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect::<serde_json::Map<_, _>>(),
-            "embeddings": survey.embeddings.iter().map(|e| &e.name).collect::<Vec<_>>(),
+            "embeddings": survey.embeddings.iter().map(embedding_json).collect::<Vec<_>>(),
             "dtypes": self.dtypes(), "warnings": survey.warnings, "unknown_keys": survey.unknown,
             "tensors": self.file.header().tensors.iter().map(tensor).collect::<Vec<_>>(), "metadata": m.0,
         })
     }
+}
+
+/// Reads the whole file only where the hashes are asked for and not remembered.
+fn hashes(path: &Path, read: bool, cancel: &CancelToken) -> Result<Option<Digests>> {
+    let (file, cache) = (SafetensorsFile::open(path)?, HashCache::from_env());
+    if read { cache.digests(&file, cancel).map(Some) } else { Ok(cache.known(&file)) }
 }
 
 /// What and its text; what has none is left out.
@@ -225,6 +254,11 @@ fn range<T: ToString>(sorted: &[T]) -> String {
         [first, .., last] if sorted.len() > 4 => format!("{} to {}", first.to_string(), last.to_string()),
         few => join(few.iter().map(ToString::to_string)),
     }
+}
+
+fn embedding_json(e: &BundledEmbedding) -> Value {
+    let vectors = e.vectors.iter().map(|(name, shape)| (name.clone(), json!(shape)));
+    json!({ "name": e.name, "vectors": vectors.collect::<serde_json::Map<_, _>>() })
 }
 
 fn block_json(b: &BlockSummary) -> Value {

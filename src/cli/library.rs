@@ -172,7 +172,7 @@ fn similar(file: &Path, library: &Library, args: &Args, context: &mut Context) -
             "none of its layers is a product of factors, so there is nothing to compare",
         ));
     }
-    let family = Card::of(&folder::map(file)?)?.family;
+    let family = Card::of(&folder::look(file)?)?.family;
     let same: Vec<&Entry> =
         library.entries.iter().filter(|e| e.content.is_ok() && e.family() == family).collect();
     let others = library.entries.len() - same.len();

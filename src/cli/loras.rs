@@ -14,6 +14,7 @@ use crate::{
     error::{Error, Result},
     files::{self, walk},
     pipeline::{Pipeline, infotext::LoraUse},
+    weights::hashes::HashCache,
 };
 
 /// More adapters than this are not looked through for overlap unasked: it takes time.
@@ -152,7 +153,8 @@ pub(super) fn load(
         {
             context.console.note(&format!("warning: {name}: {warning}"));
         }
-        let hash = FileHashes::of(&folder::map(&path)?).auto_v3;
+        let file = folder::map(&path)?;
+        let hash = FileHashes::short(&HashCache::from_env().digests(&file, &context.cancel)?).auto_v3;
         if let Some(expected) = expected.filter(|e| *e != hash) {
             context.console.note(&format!(
                 "warning: {} is another file than the recipe names (hash {hash}, expected {expected}): \

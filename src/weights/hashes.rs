@@ -24,6 +24,15 @@ const MANY_ENTRIES: usize = 1000;
 /// Bytes hashed between two looks at the cancel token.
 const CHUNK_BYTES: usize = 1 << 22;
 
+/// A file's sha256.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Digests {
+    /// Of the whole file.
+    pub file: String,
+    /// Of its tensors' bytes alone: editing metadata leaves it.
+    pub data: String,
+}
+
 /// A record of files' sha256, good while size and modification time stay. It is never in the way: one that is damaged
 /// or cannot be written only costs the time of computing again.
 #[derive(Debug, Clone)]
@@ -36,6 +45,9 @@ struct Entry {
     #[serde(flatten)]
     stamp: Stamp,
     sha256: String,
+    /// Of the tensors' bytes, if somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data_sha256: Option<String>,
 }
 
 impl HashCache {
@@ -55,44 +67,83 @@ impl HashCache {
     /// If the user asked to stop.
     pub fn sha256(&self, file: &SafetensorsFile, cancel: &CancelToken) -> Result<String> {
         // What is not mapped from the disk (the embedded model) is small.
-        let Some(path) = file.mapped_path().and_then(|path| path.canonicalize().ok()) else {
-            return digest(file.file_bytes(), cancel);
-        };
-        if let Some(hash) = named_by_hash(&path) {
+        let Some(place) = Place::of(file) else { return digest(file.file_bytes(), cancel) };
+        if let Some(hash) = named_by_hash(&place.path) {
             return Ok(hash);
         }
-        let (Some(key), Some(stamp)) = (path.to_str(), Stamp::of(&path)) else {
-            return digest(file.file_bytes(), cancel);
-        };
-        let known = self.read().remove(key);
-        if let Some(entry) = known.filter(|entry| entry.stamp == stamp) {
+        if let Some(entry) = self.entry(&place) {
             return Ok(entry.sha256);
         }
         let sha256 = digest(file.file_bytes(), cancel)?;
-        if Stamp::of(&path) == Some(stamp) && stamp.is_settled() {
-            self.remember(key, Entry { stamp, sha256: sha256.clone() });
-        }
+        self.remember(&place, Entry { stamp: place.stamp, sha256: sha256.clone(), data_sha256: None });
         Ok(sha256)
+    }
+
+    /// Both of a file's hashes: remembered, or from reading all of it.
+    ///
+    /// # Errors
+    /// If the user asked to stop.
+    pub fn digests(&self, file: &SafetensorsFile, cancel: &CancelToken) -> Result<Digests> {
+        if let Some(known) = self.known(file) {
+            return Ok(known);
+        }
+        let place = Place::of(file);
+        let (whole, data) = rayon::join(|| digest(file.file_bytes(), cancel), || digest(file.data(), cancel));
+        let found = Digests { file: whole?, data: data? };
+        if let Some(place) = place {
+            let data_sha256 = Some(found.data.clone());
+            self.remember(&place, Entry { stamp: place.stamp, sha256: found.file.clone(), data_sha256 });
+        }
+        Ok(found)
+    }
+
+    /// Both of a file's hashes if they are remembered: nothing of the file is read.
+    pub fn known(&self, file: &SafetensorsFile) -> Option<Digests> {
+        let entry = self.entry(&Place::of(file)?)?;
+        Some(Digests { file: entry.sha256, data: entry.data_sha256? })
+    }
+
+    fn entry(&self, place: &Place) -> Option<Entry> {
+        self.read().remove(&place.key).filter(|entry| entry.stamp == place.stamp)
     }
 
     fn read(&self) -> BTreeMap<String, Entry> {
         let small = fs::metadata(&self.path).is_ok_and(|m| m.len() <= MAX_RECORD_BYTES);
         let text = if small { fs::read(&self.path).unwrap_or_default() } else { Vec::new() };
         let mut entries: BTreeMap<String, Entry> = serde_json::from_slice(&text).unwrap_or_default();
-        entries.retain(|_, entry| is_sha256(&entry.sha256));
+        entries.retain(|_, entry| {
+            is_sha256(&entry.sha256) && entry.data_sha256.as_deref().is_none_or(is_sha256)
+        });
         entries
     }
 
     /// Of two programs at once the later one wins; the other's entry is computed again some day.
-    fn remember(&self, key: &str, entry: Entry) {
+    fn remember(&self, place: &Place, entry: Entry) {
+        if Stamp::of(&place.path) != Some(place.stamp) || !place.stamp.is_settled() {
+            return;
+        }
         let mut entries = self.read();
         if entries.len() >= MANY_ENTRIES {
             entries.retain(|path, _| Path::new(path).exists());
         }
-        entries.insert(key.into(), entry);
+        entries.insert(place.key.clone(), entry);
         if let Ok(text) = serde_json::to_vec_pretty(&entries) {
             files::write_bytes(&self.path, &text).ok();
         }
+    }
+}
+
+/// Where a mapped file really is, and what tells whether it has changed.
+struct Place {
+    path: PathBuf,
+    key: String,
+    stamp: Stamp,
+}
+
+impl Place {
+    fn of(file: &SafetensorsFile) -> Option<Self> {
+        let path = file.mapped_path()?.canonicalize().ok()?;
+        Some(Self { key: path.to_str()?.to_string(), stamp: Stamp::of(&path)?, path })
     }
 }
 
@@ -181,6 +232,23 @@ mod tests {
         assert_eq!(cache.read().len(), 1, "the damaged record was replaced");
         // A file where the folder should be.
         assert_eq!(of(&path, &HashCache::new(&path))?, right);
+        Ok(())
+    }
+
+    /// The hash of the tensors comes beside that of the file, and neither is read again.
+    #[test]
+    fn both_hashes_are_remembered() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, cache) = (folder.path().join("m.safetensors"), HashCache::new(folder.path()));
+        write(&path, 1.0, Duration::ZERO)?;
+        let file = SafetensorsFile::open(&path)?;
+        let whole = cache.sha256(&file, &CancelToken::default())?;
+        assert_eq!(cache.known(&file), None, "of the tensors nothing is known yet");
+        let both = cache.digests(&file, &CancelToken::default())?;
+        assert_eq!((&both.file, both.data), (&whole, format!("{:x}", Sha256::digest(1f32.to_le_bytes()))));
+        assert_eq!(cache.known(&file).map(|known| known.file), Some(whole));
+        write(&path, 2.0, Duration::from_nanos(1000))?;
+        assert_eq!(cache.known(&SafetensorsFile::open(&path)?), None);
         Ok(())
     }
 

@@ -5,7 +5,8 @@ use std::{
     collections::BTreeMap,
     fmt,
     fs::File,
-    io::Read as _,
+    io::{Read as _, Seek as _, SeekFrom},
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -23,6 +24,9 @@ use super::{
 };
 use crate::error::{Error, Result};
 
+/// Of the widest number that is stored.
+const NUMBER_BYTES: usize = 8;
+
 /// A safetensors file whose header has been checked: no claim in it reaches outside the file.
 pub struct SafetensorsFile {
     path: PathBuf,
@@ -33,6 +37,11 @@ pub struct SafetensorsFile {
 enum Bytes {
     Mapped(Mmap),
     Memory(Cow<'static, [u8]>),
+    /// The header, and a few tensors by where they begin.
+    Parts {
+        header: Vec<u8>,
+        tensors: BTreeMap<usize, Vec<u8>>,
+    },
 }
 
 impl SafetensorsFile {
@@ -97,6 +106,28 @@ impl SafetensorsFile {
         Self::new(origin.as_ref(), Bytes::Memory(bytes.into()))
     }
 
+    /// [`SafetensorsFile::open_header`], and every tensor that is a single number: alphas. They are read one by one,
+    /// because pages of a map bring their neighbours along, and soon the whole file.
+    ///
+    /// # Errors
+    /// As [`SafetensorsFile::open`].
+    pub fn open_numbers(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let looked = Self::open_header(path)?;
+        let (mut file, mut tensors) = (open_file(path)?, BTreeMap::new());
+        let is_number = |range: &Range<usize>| (1..=NUMBER_BYTES).contains(&range.len());
+        let ranges = looked.header.tensors.values().map(|entry| entry.range.clone());
+        for range in ranges.filter(is_number) {
+            let mut bytes = vec![0; range.len()];
+            let read =
+                file.seek(SeekFrom::Start(range.start as u64)).and_then(|_| file.read_exact(&mut bytes));
+            read.map_err(|e| Error::io(path, e))?;
+            tensors.insert(range.start, bytes);
+        }
+        let header = looked.bytes.as_slice().to_vec();
+        Ok(Self { bytes: Bytes::Parts { header, tensors }, ..looked })
+    }
+
     fn new(path: &Path, bytes: Bytes) -> Result<Self> {
         let all = bytes.as_slice();
         sniff::refuse_foreign(path, &all[..all.len().min(sniff::PREFIX_BYTES)], all.len() as u64)?;
@@ -131,7 +162,13 @@ impl SafetensorsFile {
 
     /// A tensor's bytes as stored.
     pub fn tensor_bytes(&self, name: &str) -> Option<&[u8]> {
-        self.bytes.as_slice().get(self.header.tensors.get(name)?.range.clone())
+        let range = self.header.tensors.get(name)?.range.clone();
+        match &self.bytes {
+            Bytes::Parts { tensors, .. } => {
+                tensors.get(&range.start).map(Vec::as_slice).filter(|bytes| bytes.len() == range.len())
+            }
+            whole => whole.as_slice().get(range),
+        }
     }
 
     /// All tensors' bytes: what `sshs_model_hash` and AutoV3 are computed over.
@@ -170,6 +207,7 @@ impl Bytes {
         match self {
             Self::Mapped(map) => map,
             Self::Memory(bytes) => bytes,
+            Self::Parts { header, .. } => header,
         }
     }
 }

@@ -30,12 +30,20 @@ pub fn open(path: &Path) -> Result<SafetensorsFile> {
     open_by(path, &|path| SafetensorsFile::read(path))
 }
 
-/// [`open`] for looking only: a single file is mapped, so that what is not looked at is not read.
+/// [`open`] for what goes through all of a file once: a single file is mapped.
 ///
 /// # Errors
 /// As [`open`].
 pub fn map(path: &Path) -> Result<SafetensorsFile> {
     open_by(path, &|path| SafetensorsFile::open(path))
+}
+
+/// [`open`] for looking only: of a single file, the header and single numbers (alphas) are read.
+///
+/// # Errors
+/// As [`open`].
+pub fn look(path: &Path) -> Result<SafetensorsFile> {
+    open_by(path, &|path| SafetensorsFile::open_numbers(path))
 }
 
 fn open_by(path: &Path, single: &dyn Fn(&Path) -> Result<SafetensorsFile>) -> Result<SafetensorsFile> {
