@@ -156,6 +156,45 @@ fn single_files_stay_single_files() -> Result<()> {
     Ok(())
 }
 
+/// What was baked into either layout is extracted again: the blend itself, on every layer that kohya's trainer knows.
+#[test]
+fn every_family_gives_the_blend_back() -> Result<()> {
+    let dir = TempDir::new().expect("a folder");
+    for family in [Family::Sd1, Family::Sd2, Family::Sdxl, Family::SdxlRefiner] {
+        let source = repository(&format!("tests/golden/weights/{family}.safetensors"));
+        let base = Checkpoint::from_single_file(single(&source, family)?, "base");
+        let table = table(&base)?;
+        let blend = blend(&table)?;
+        let (file, folder) =
+            (dir.path().join(format!("{family}.safetensors")), dir.path().join(family.name()));
+        let options = BakeOptions { configs: export::diffusers_files(&base)?, ..in_f32() };
+        with_progress(|p| bake::to_file(&base, &blend, &file, &options, p))?;
+        with_progress(|p| bake::to_folder(&base, &blend, &folder, &options, p))?;
+        let layouts = [
+            Checkpoint::from_single_file(single(&file, family)?, "baked"),
+            Checkpoint::open_folder(&folder, None)?,
+        ];
+        for baked in layouts {
+            let options = ExtractOptions { conv_rank: Some(2), dtype: DType::F32, ..ExtractOptions::new(2) };
+            let cut = with_progress(|p| extract::extract(&baked, &base, &table, &options, p))?;
+            for (path, delta) in &cut.adapter.layers {
+                let shape = table.shape(path).expect("a layer of the model");
+                let nothing = Tensor::zeros(shape, DType::F32, &Device::Cpu)?;
+                let wanted = fused_weight(&blend, path, &nothing)?.expect("only what was baked differs");
+                let error = relative(&delta.weight(shape)?, &wanted)?;
+                assert!(error < 1e-4, "{family} {path} in {}: {error:.1e}", baked.origin);
+            }
+            let left = |path: &&LayerPath| !cut.adapter.layers.contains_key(*path);
+            let ends = ["conv_in", "conv_out", "embedding", "text_projection"];
+            for path in blend.entries[0].adapter.layers.keys().filter(left) {
+                assert!(ends.iter().any(|end| path.name.contains(end)), "{family}: {path} is lost");
+            }
+            assert!(cut.adapter.layers.len() > 40, "{family}");
+        }
+    }
+    Ok(())
+}
+
 /// The keys of a real file are found again from diffusers' names.
 #[test]
 fn the_names_of_single_files_are_complete() -> Result<()> {
