@@ -19,8 +19,11 @@ pub const DIFFUSERS: ProjectionNames = ["to_q", "to_k", "to_v", "to_out.0"];
 /// Hugging Face transformers' names.
 pub const TRANSFORMERS: ProjectionNames = ["q_proj", "k_proj", "v_proj", "out_proj"];
 
-/// Products of numbers between two looks at a cancel token: a second or two on a slow processor.
-const PRODUCTS: usize = 1 << 34;
+/// Products of numbers between two looks at a cancel token: a few seconds on a slow processor, and more than a picture of
+/// the usual sizes takes.
+const PRODUCTS: usize = 1 << 35;
+/// What a score costs besides its products: an exponential, and matrices too narrow for speed.
+const SCORE: usize = 64;
 /// Queries are taken in multiples of this: the blocks the operation works in anyway, so that values stay the same.
 const QUERIES: usize = 64;
 
@@ -94,7 +97,7 @@ impl Attention {
         let k = self.key.forward(context)?;
         let v = self.value.forward(context)?;
         let ((b, n, d), m) = (q.dims3()?, k.dim(1)?);
-        let rows = (PRODUCTS / (b * m * d).max(1)).max(1).next_multiple_of(QUERIES);
+        let rows = (PRODUCTS / (b * m * (d + SCORE * self.heads)).max(1)).max(1).next_multiple_of(QUERIES);
         let learns = q.track_op() || k.track_op() || v.track_op();
         let y = if rows >= n || self.mask != Mask::None || learns {
             ops::attention(&q, &k, &v, self.heads, self.mask)?

@@ -60,7 +60,7 @@ impl ModelSize {
             let work = (width * height) as f64 / (native * native) as f64;
             format!(
                 "{model} was trained at {native} px: at {width}x{height} expect noise or repeated shapes, \
-                 and at least {work:.0} times the time and the memory"
+                 at least {work:.0} times the work, and much more memory"
             )
         })
     }
