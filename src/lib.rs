@@ -22,6 +22,7 @@ pub mod prompt;
 pub mod pipeline;
 pub mod training;
 
+pub mod bench;
 pub mod cli;
 pub mod engine;
 

@@ -24,10 +24,22 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "training",
         &["pipeline", "dataset", "models", "nn", "ops", "adapter", "prompt", "diffusion", "weights"],
     ),
+    ("bench", &["training", "pipeline", "models", "ops", "diffusion", "weights"]),
     ("engine", &["training", "pipeline", "dataset", "models", "adapter", "prompt", "diffusion", "weights"]),
     (
         "cli",
-        &["engine", "training", "pipeline", "dataset", "models", "adapter", "prompt", "diffusion", "weights"],
+        &[
+            "bench",
+            "engine",
+            "training",
+            "pipeline",
+            "dataset",
+            "models",
+            "adapter",
+            "prompt",
+            "diffusion",
+            "weights",
+        ],
     ),
 ];
 const LEVEL_1: &[&str] = &["error", "files", "device", "random", "progress", "Error", "Result"];

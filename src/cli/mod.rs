@@ -2,6 +2,7 @@
 
 mod adapter_files;
 mod bake;
+mod bench;
 mod blend_file;
 mod check;
 mod check_blend;
@@ -91,6 +92,8 @@ enum Command {
     Library(library::Args),
     /// List the models that are built in and cached, and how to get more
     Models(models::Args),
+    /// Measure seconds and memory of training and drawing on this machine
+    Bench(bench::Args),
 }
 
 /// What a subcommand works with.
@@ -160,6 +163,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Check(args) => check::run(&args, context),
         Command::Library(args) => library::run(&args, context),
         Command::Models(args) => models::run(&args, context),
+        Command::Bench(args) => bench::run(&args, context),
     }
 }
 

@@ -78,6 +78,14 @@ pub(super) struct Wanted {
     pub branch: bool,
 }
 
+impl Wanted {
+    /// Multiplications a row (a pixel) of an affine map with a branch of rank r takes in the backward pass.
+    pub fn products(self, inputs: usize, outputs: usize, rank: usize) -> usize {
+        let input = usize::from(self.x) * (inputs * outputs + rank * inputs);
+        input + rank * outputs + usize::from(self.branch) * rank * (inputs + outputs)
+    }
+}
+
 /// Those that were computed.
 #[derive(Debug, Default)]
 pub(super) struct Gradients {

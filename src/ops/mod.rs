@@ -10,6 +10,7 @@ pub mod attention;
 pub mod checkpoint;
 pub mod conv2d;
 pub(crate) mod cpu;
+pub mod flops;
 pub mod function;
 pub mod group_norm;
 pub mod layer_norm;

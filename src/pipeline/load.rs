@@ -77,7 +77,7 @@ pub fn vae(checkpoint: &Checkpoint, device: &Device, dtype: DType) -> Result<Aut
 ///
 /// # Errors
 /// If the config is malformed.
-pub(super) fn vae_config(checkpoint: &Checkpoint) -> Result<VaeConfig> {
+pub(crate) fn vae_config(checkpoint: &Checkpoint) -> Result<VaeConfig> {
     match checkpoint.component(Component::Vae)?.config {
         Some(json) => VaeConfig::from_json(&json),
         None => Ok(family::vae_config(checkpoint.family)),

@@ -21,7 +21,7 @@ use crate::{
 const MAX_CAPTIONS: usize = 4096;
 
 /// One batch.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Batch {
     /// Scaled latents (b, h, w, c), f32.
     pub latents: Tensor,

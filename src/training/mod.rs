@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod feed;
 pub mod gradients;
+pub mod learner;
 pub mod loss;
 pub mod lr_schedule;
 pub mod optimizer;

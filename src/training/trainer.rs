@@ -2,27 +2,24 @@
 
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    AdamW, Base, LrSchedule, State, TrainConfig,
+    Base, LrSchedule, State, TrainConfig,
     checkpoint::Progress,
-    feed::{Batch, Feed},
-    gradients::{self, Gradients},
-    loss::{self, NoiseOptions},
+    feed::Feed,
+    learner::Learner,
     record::{self, Moment},
     state_path,
     thread::on_large_stack,
 };
 use crate::{
-    adapter::{NameTable, SaveOptions, Trainable, TrainableSpec},
+    adapter::{NameTable, SaveOptions},
     dataset::{BucketOptions, Dataset, ScanOptions, doctor},
     device::{DeviceChoice, Precision},
     error::{Error, Result},
     files::OutputLock,
-    models::UNetInput,
-    nn::Part,
     ops::Tape,
     pipeline::{ModelSize, Pipeline},
     progress::{CancelToken, Event, Observer, Stage},
@@ -31,8 +28,6 @@ use crate::{
 
 /// How much of the smoothed loss is its past.
 const LOSS_MEMORY: f64 = 0.95;
-/// Small gradients vanish in f16; they are multiplied by this on the way and divided at the end.
-const F16_LOSS_SCALE: f64 = 1024.0;
 
 /// How a run ended. Both ways there is an adapter to use.
 #[derive(Debug, Clone, PartialEq)]
@@ -105,14 +100,10 @@ impl Trainer {
 /// A run under way.
 struct Run<'a> {
     config: &'a TrainConfig,
-    model: Base,
+    learner: Learner,
     feed: Feed,
-    trainable: Trainable,
-    optimizer: AdamW,
     lr: LrSchedule,
     table: NameTable,
-    /// What each variable is called, in the optimizer's order.
-    names: Vec<String>,
     dataset: String,
     step: u64,
     loss: Option<f64>,
@@ -149,22 +140,12 @@ impl<'a> Run<'a> {
         if feed.encode_captions(&model, cancel)? {
             model.encoders.clear();
         }
-        let spec = TrainableSpec { unread: model.unread(config.clip_skip), ..config.trainable() };
-        let trainable = Trainable::new(&spec, &mut model.parts())?;
-        let rate = |part| if part == Part::Unet { 1.0 } else { config.text_encoder_rate() };
-        let layers = &trainable.layers;
-        let vars = layers.iter().flat_map(|l| [&l.down, &l.up].map(|var| (var.clone(), rate(l.path.part))));
-        let optimizer = AdamW::new(config.optimizer, vars)?;
-        let names = layers.iter().flat_map(|l| ["down", "up"].map(|f| format!("{}.{f}", l.path))).collect();
         let mut run = Self {
             config,
-            model,
+            learner: Learner::new(config, model)?,
             feed,
-            optimizer,
             lr: config.lr(),
             table,
-            names,
-            trainable,
             dataset: fingerprint,
             step: 0,
             loss: None,
@@ -211,54 +192,12 @@ impl<'a> Run<'a> {
 
     /// One optimizer step; returns its learning rate. The state is as before if it fails.
     fn advance(&mut self, cancel: &CancelToken) -> Result<f64> {
-        let accumulation = self.config.gradient_accumulation as u64;
-        let loss_scale = if self.model.dtype == DType::F16 { F16_LOSS_SCALE } else { 1.0 };
-        let (mut sum, mut total, mut captions) = (Gradients::default(), 0.0, Vec::new());
-        for batch in 0..accumulation {
-            cancel.check()?;
-            let number = self.step * accumulation + batch;
-            let tape = Tape::new(&self.model.device)?;
-            if self.model.dtype != DType::F32 {
-                self.trainable.attach(&mut self.model.parts())?;
-            }
-            let keep = self.config.gradient_checkpointing.then_some(&tape);
-            let batch = self.feed.batch(number, &self.model, keep)?;
-            let loss = self.loss_of(&batch, keep, cancel)?;
-            total += f64::from(loss.to_scalar::<f32>()?);
-            sum.add(&self.trainable, &tape.backward(&(loss * loss_scale)?)?)?;
-            captions.extend(batch.captions);
-        }
-        let loss = total / accumulation as f64;
-        let norm = sum.norm()?;
-        if !loss.is_finite() || !norm.is_finite() {
-            let bad = sum.first_bad(&self.names)?;
-            return Err(gradients::not_finite(self.step + 1, loss, bad, &captions));
-        }
-        let learning_rate = self.lr.rate(self.step);
-        let scale = 1.0 / (accumulation as f64 * loss_scale);
-        let scale = Gradients::clip(norm, scale, self.config.max_grad_norm);
-        self.optimizer.step(&sum.0, learning_rate, scale)?;
+        let (learning_rate, feed) = (self.lr.rate(self.step), &mut self.feed);
+        let mut next = |number, model: &Base, tape: Option<&Tape>| feed.batch(number, model, tape);
+        let loss = self.learner.step(self.step, learning_rate, &mut next, cancel)?;
         self.step += 1;
         self.loss = Some(self.loss.map_or(loss, |past| past * LOSS_MEMORY + loss * (1.0 - LOSS_MEMORY)));
         Ok(learning_rate)
-    }
-
-    fn loss_of(&self, batch: &Batch, tape: Option<&Tape>, cancel: &CancelToken) -> Result<Tensor> {
-        let schedule = &self.model.schedule;
-        let options = NoiseOptions { seed: self.config.seed, offset: self.config.noise_offset };
-        let noised = loss::add_noise(schedule, &batch.latents, &batch.samples, options)?;
-        let timesteps: Vec<f32> = noised.timesteps.iter().map(|t| *t as f32).collect();
-        let timesteps = Tensor::new(timesteps, &self.model.device)?;
-        let input = UNetInput {
-            added: batch.added.clone(),
-            tape,
-            cancel: Some(cancel),
-            ..UNetInput::new(&noised.noisy, &timesteps, &batch.context)
-        };
-        let prediction = self.model.unet.forward(&input)?;
-        let gamma = Some(self.config.min_snr_gamma).filter(|g| *g > 0.0);
-        let weights = loss::min_snr_weights(schedule, &noised.timesteps, gamma)?;
-        loss::weighted_mse(&prediction, &noised.target, &weights)
     }
 
     fn stop(&self, observer: &mut dyn Observer) -> Result<TrainOutcome> {
@@ -276,21 +215,22 @@ impl<'a> Run<'a> {
 
     fn save_adapter(&self, observer: &mut dyn Observer) -> Result<()> {
         let moment = Moment { step: self.step, batches_per_epoch: self.feed.batches_per_epoch() };
-        let metadata = record::metadata(self.config, &self.model, self.feed.dataset(), &self.table, moment);
+        let metadata =
+            record::metadata(self.config, &self.learner.model, self.feed.dataset(), &self.table, moment);
         let dtype = match self.config.save_dtype.parse()? {
             Precision::F32 => DType::F32,
             Precision::Bf16 => DType::BF16,
             Precision::Auto | Precision::F16 => DType::F16,
         };
         let options = SaveOptions { dtype: Some(dtype), ..SaveOptions::default() };
-        self.trainable.to_adapter(metadata)?.save(&self.config.out, &self.table, &options)?;
+        self.learner.trainable.to_adapter(metadata)?.save(&self.config.out, &self.table, &options)?;
         observer.observe(&Event::Saved { path: &self.config.out });
         Ok(())
     }
 
     fn save_state(&self, observer: &mut dyn Observer) -> Result<()> {
-        let vars = self.trainable.vars();
-        let values = self.names.iter().cloned().zip(vars.iter().map(|v| v.as_tensor().clone()));
+        let vars = self.learner.trainable.vars();
+        let values = self.learner.names.iter().cloned().zip(vars.iter().map(|v| v.as_tensor().clone()));
         let state = State {
             progress: Progress {
                 step: self.step,
@@ -299,7 +239,7 @@ impl<'a> Run<'a> {
                 dataset: self.dataset.clone(),
             },
             values: values.collect(),
-            moments: self.optimizer.moments().cloned().collect(),
+            moments: self.learner.optimizer.moments().cloned().collect(),
         };
         let path = state_path(&self.config.out);
         state.save(&path)?;
@@ -316,8 +256,8 @@ impl<'a> Run<'a> {
         if !path.exists() {
             return Ok(());
         }
-        let state = State::load(&path, &self.names)?;
-        for (var, (name, value)) in self.trainable.vars().iter().zip(&state.values) {
+        let state = State::load(&path, &self.learner.names)?;
+        for (var, (name, value)) in self.learner.trainable.vars().iter().zip(&state.values) {
             if var.shape() != value.shape() {
                 let (expected, found) = (var.dims(), value.dims());
                 let what = format!("`{name}`: expected shape {expected:?}, found {found:?}");
@@ -325,7 +265,7 @@ impl<'a> Run<'a> {
             }
             var.set(&value.to_device(var.device())?)?;
         }
-        self.optimizer.restore(state.progress.step, state.moments)?;
+        self.learner.optimizer.restore(state.progress.step, state.moments)?;
         (self.step, self.loss) = (state.progress.step, state.progress.loss);
         let mut changed = changed_keys(&state.progress.config, self.config);
         if state.progress.dataset != self.dataset {

@@ -1,6 +1,6 @@
 //! An opened model: whatever its layout was, its components come out under diffusers' names.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -33,6 +33,7 @@ pub struct Checkpoint {
 enum Layout {
     Diffusers(DiffusersModel),
     Single(SingleFile),
+    Memory(BTreeMap<Component, Arc<dyn Store>>),
 }
 
 /// One component of a [`Checkpoint`].
@@ -81,6 +82,15 @@ impl Checkpoint {
         Self { family: file.detected().family, origin: origin.to_string(), layout: Layout::Single(file) }
     }
 
+    /// A model of the family's own sizes that is in no file.
+    pub fn in_memory(
+        family: Family,
+        components: BTreeMap<Component, Arc<dyn Store>>,
+        origin: impl fmt::Display,
+    ) -> Self {
+        Self { family, origin: origin.to_string(), layout: Layout::Memory(components) }
+    }
+
     /// A component's config and weights.
     ///
     /// # Errors
@@ -97,6 +107,10 @@ impl Checkpoint {
             Layout::Single(file) => {
                 Ok(ComponentFiles { config: None, store: Arc::new(file.component(component)?) })
             }
+            Layout::Memory(stores) => match stores.get(&component) {
+                Some(store) => Ok(ComponentFiles { config: None, store: Arc::clone(store) }),
+                None => Err(Error::invalid(format!("{}: has no `{component}`", self.origin))),
+            },
         }
     }
 
@@ -110,8 +124,8 @@ impl Checkpoint {
     /// The single file it is; `None` for diffusers' layout.
     pub fn single_file(&self) -> Option<&SingleFile> {
         match &self.layout {
-            Layout::Diffusers(_) => None,
             Layout::Single(file) => Some(file),
+            Layout::Diffusers(_) | Layout::Memory(_) => None,
         }
     }
 
@@ -119,7 +133,7 @@ impl Checkpoint {
     pub fn tree(&self) -> Option<&Tree> {
         match &self.layout {
             Layout::Diffusers(model) => Some(model.tree()),
-            Layout::Single(_) => None,
+            Layout::Single(_) | Layout::Memory(_) => None,
         }
     }
 
@@ -130,7 +144,7 @@ impl Checkpoint {
     pub fn scheduler_config(&self) -> Result<Option<Value>> {
         match &self.layout {
             Layout::Diffusers(model) => model.scheduler_config(),
-            Layout::Single(_) => Ok(None),
+            Layout::Single(_) | Layout::Memory(_) => Ok(None),
         }
     }
 
@@ -139,6 +153,7 @@ impl Checkpoint {
         match &self.layout {
             Layout::Diffusers(model) => model.prediction(),
             Layout::Single(file) => file.prediction().clone(),
+            Layout::Memory(_) => PredictionHint::default(),
         }
     }
 
@@ -150,6 +165,7 @@ impl Checkpoint {
                 config["in_channels"].as_u64().and_then(|n| usize::try_from(n).ok()).unwrap_or(4)
             }
             Layout::Single(file) => file.detected().in_channels,
+            Layout::Memory(_) => 4,
         }
     }
 
@@ -160,7 +176,7 @@ impl Checkpoint {
     pub fn tokenizer_files(&self, second: bool) -> Result<Option<TokenizerFiles>> {
         match &self.layout {
             Layout::Diffusers(model) => model.tokenizer_files(second),
-            Layout::Single(_) => Ok(None),
+            Layout::Single(_) | Layout::Memory(_) => Ok(None),
         }
     }
 
@@ -176,6 +192,7 @@ impl Checkpoint {
                 Some(file) => known.sha256(file, cancel)?,
                 None => return Err(Error::invalid(format!("{}: has no file", self.origin))),
             },
+            Layout::Memory(_) => return Err(Error::invalid(format!("{}: has no file", self.origin))),
             Layout::Diffusers(model) => {
                 let of = |name: &String| known.sha256(&model.tree().safetensors(name)?, cancel);
                 let hashes =

@@ -10,11 +10,15 @@ use candle_core::{D, DType, Tensor};
 
 use self::cpu::{Operands, Sizes};
 use super::cpu::{Values, narrow, widen};
+use super::flops;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
 /// Scores other devices than the CPU hold at a time.
 const COMPOSED_SCORES: usize = 1 << 26;
+
+/// The scores again, and the gradients of weights, values, queries and keys.
+const BACKWARD_PRODUCTS: usize = 5;
 
 /// Which keys a query may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,11 +52,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
         )));
     }
     let sizes = Sizes { n, m, d, heads, causal: mask == Mask::Causal };
+    let product = b * n * m * d;
+    flops::count(2 * product);
     if q.device().is_cpu() {
         return on_cpu(q, k, v, sizes);
     }
     let value = forward_composed(&[q.detach(), k.detach(), v.detach()], sizes, COMPOSED_SCORES)?;
     function::apply(Output::Fresh(value), [q, k, v], move |t, g| {
+        flops::count(BACKWARD_PRODUCTS * product);
         Ok(backward_composed(t, sizes, g, COMPOSED_SCORES)?.into_iter().map(Some).collect())
     })
 }
@@ -65,7 +72,9 @@ fn on_cpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<Tensor> {
         let out = cpu::forward(Operands { q: &q_values, k: &k_values, v: &v_values }, sizes);
         narrow(out, q.shape(), q.dtype())?
     };
+    let product = value.elem_count() * sizes.m;
     function::apply(Output::Fresh(value), [q, k, v], move |t, g| {
+        flops::count(BACKWARD_PRODUCTS * product);
         let (q, k, v, g) = (widen(&t[0])?, widen(&t[1])?, widen(&t[2])?, widen(g)?);
         let (q, k, v) = (Values::of(&q)?, Values::of(&k)?, Values::of(&v)?);
         let grads = cpu::backward(Operands { q: &q, k: &k, v: &v }, sizes, &Values::of(&g)?);

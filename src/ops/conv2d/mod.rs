@@ -8,6 +8,7 @@ mod winograd;
 use candle_core::{DType, Tensor};
 
 use super::cpu::{Values, narrow};
+use super::flops;
 use super::function::{self, Output};
 use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype};
 use crate::error::{Error, Result};
@@ -189,6 +190,8 @@ fn forward(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let wide = x.to_dtype(compute_dtype(x))?.contiguous()?;
     let frozen = frozen.to_dtype(wide.dtype())?;
+    let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
+    flops::count(pixels * (window * outputs + branch.map_or(0, |b| b.rank() * (window + outputs))));
     if !x.device().is_cpu() {
         return composed::forward(&wide, &frozen, branch, s);
     }
@@ -197,9 +200,7 @@ fn forward(
     let branch = branch.map(packed).transpose()?;
     let values = branch.as_ref().map(Branch::values).transpose()?;
     let (y, z) = cpu::forward(&Values::of(&wide)?, &weight, bias.as_deref(), values.as_ref(), s);
-    let z =
-        branch.as_ref().map(|b| narrow(z, (s.b * s.out_h * s.out_w, b.rank()), DType::F32)).transpose()?;
-    let outputs = frozen.weight.dim(0)?;
+    let z = branch.as_ref().map(|b| narrow(z, (pixels, b.rank()), DType::F32)).transpose()?;
     Ok((narrow(y, (s.b, s.out_h, s.out_w, outputs), x.dtype())?, z))
 }
 
@@ -214,11 +215,11 @@ fn backward(
     let dtype = compute_dtype(x);
     let (wide, g, weight) =
         (x.to_dtype(dtype)?.contiguous()?, g.to_dtype(dtype)?, frozen.weight.to_dtype(dtype)?);
+    let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, weight.dim(0)?);
+    flops::count(pixels * wanted.products(window, outputs, branch.map_or(0, |(b, _)| b.rank())));
     if !x.device().is_cpu() {
         return composed::backward(&wide, &g, &weight, branch, (s, wanted));
     }
-    let outputs = weight.dim(0)?;
-    let pixels = s.b * s.out_h * s.out_w;
     let g = Values::of(&g)?;
     let low_rank = branch.map(|(b, _)| packed(b)).transpose()?;
     let values = low_rank.as_ref().map(Branch::values).transpose()?;

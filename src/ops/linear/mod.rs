@@ -7,6 +7,7 @@ use candle_core::{D, DType, Tensor};
 
 use self::cpu::Affine;
 use super::cpu::{Values, narrow};
+use super::flops;
 use super::function::{self, Output};
 use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype};
 use crate::error::{Error, Result};
@@ -72,11 +73,12 @@ fn forward(x: &Tensor, frozen: &Frozen, branch: Option<&Branch>) -> Result<(Tens
     shape.push(outputs);
     let wide = x.to_dtype(compute_dtype(x))?.contiguous()?;
     let frozen = frozen.to_dtype(wide.dtype())?;
+    let m = x.elem_count() / inputs;
+    flops::count(m * (inputs * outputs + branch.map_or(0, |b| b.rank() * (inputs + outputs))));
     if !x.device().is_cpu() {
         let (y, z) = forward_composed(&wide.reshape(((), inputs))?, &frozen, branch)?;
         return Ok((y.reshape(shape)?, z));
     }
-    let m = x.elem_count() / inputs;
     let weight = frozen.weight.contiguous()?;
     let (weight, bias) = (Values::of(&weight)?, frozen.bias.as_ref().map(Values::of).transpose()?);
     let affine = Affine { weight: &weight, bias: bias.as_deref(), inputs, outputs };
@@ -98,13 +100,14 @@ fn backward(
     let (wide, g) = (x.to_dtype(dtype)?.contiguous()?, g.to_dtype(dtype)?);
     let weight = frozen.weight.to_dtype(dtype)?.contiguous()?;
     let (outputs, inputs) = weight.dims2()?;
+    let m = x.elem_count() / inputs;
+    flops::count(m * wanted.products(inputs, outputs, branch.map_or(0, |(b, _)| b.rank())));
     if !x.device().is_cpu() {
         let (rows, g) = (wide.reshape(((), inputs))?, g.reshape(((), outputs))?);
         let mut grads = backward_composed(&rows, &g, &weight, branch, wanted)?;
         grads.x = grads.x.map(|gx| gx.reshape(x.shape())).transpose()?;
         return Ok(grads);
     }
-    let m = x.elem_count() / inputs;
     let (g, weight) = (Values::of(&g)?, Values::of(&weight)?);
     let values = branch.map(|(b, _)| b.values()).transpose()?;
     let gz = values.as_ref().map(|b| cpu::rank_gradient(&g, m, outputs, b));

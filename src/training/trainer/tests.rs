@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
-use candle_core::{Device, Shape};
+use candle_core::{Device, Shape, Tensor};
 
 use super::*;
 use crate::{
@@ -11,31 +11,18 @@ use crate::{
         AutoencoderKl, ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig, VaeConfig,
         family::conventions, unet::config::PerBlock,
     },
-    nn::{LayerPath, Slot},
+    nn::{LayerPath, Part, Slot},
     prompt::Tokenizer,
     training::{
         LrShape, UnetLayers,
         base::{EncodeOptions, Encoder},
+        gradients::Gradients,
     },
-    weights::{Checkpoint, Family, MemoryStore, RandomStore, Store as _, Weights},
+    weights::{Checkpoint, Family, RandomStore, Weights},
 };
 
-/// Random weights with norms of 1 and biases of 0, so that activations keep their size.
 fn weights(shapes: BTreeMap<String, Shape>, seed: u64) -> Result<Weights> {
-    let random = RandomStore { shapes, seed };
-    let tensor = |name: &String| {
-        let tensor = random.load(name)?;
-        Ok((
-            name.clone(),
-            match tensor.rank() {
-                1 if name.ends_with("bias") => tensor.zeros_like()?,
-                1 => tensor.ones_like()?,
-                _ => tensor,
-            },
-        ))
-    };
-    let tensors = random.names().iter().map(tensor).collect::<Result<BTreeMap<_, _>>>()?;
-    Ok(Weights::new(Arc::new(MemoryStore(tensors)), DType::F32, Device::Cpu))
+    Ok(Weights::new(Arc::new(RandomStore::new(shapes, seed)?), DType::F32, Device::Cpu))
 }
 
 fn text_encoder(part: Part, seed: u64, config: &ClipTextConfig) -> Result<Encoder> {
@@ -235,12 +222,13 @@ fn factors_with_gradients(model: Base, config: &TrainConfig) -> Result<(Vec<Stri
         let mut run = Run::prepare(config, model, observer, &cancel)?;
         let mut step = |number| -> Result<Vec<String>> {
             let tape = Tape::new(&Device::Cpu)?;
-            let batch = run.feed.batch(number, &run.model, Some(&tape))?;
-            let grads = tape.backward(&run.loss_of(&batch, Some(&tape), &CancelToken::default())?)?;
+            let batch = run.feed.batch(number, &run.learner.model, Some(&tape))?;
+            let grads =
+                tape.backward(&run.learner.loss_of(&batch, Some(&tape), &CancelToken::default())?)?;
             let mut sum = Gradients::default();
-            sum.add(&run.trainable, &grads)?;
+            sum.add(&run.learner.trainable, &grads)?;
             let mut alive = Vec::new();
-            for (name, grad) in run.names.iter().zip(&sum.0) {
+            for (name, grad) in run.learner.names.iter().zip(&sum.0) {
                 if let Some(grad) = grad
                     && grad.abs()?.max_all()?.to_scalar::<f32>()? > 0.0
                 {
@@ -251,7 +239,7 @@ fn factors_with_gradients(model: Base, config: &TrainConfig) -> Result<(Vec<Stri
             Ok(alive)
         };
         let alive = [step(0)?, step(1)?];
-        Ok((run.names, alive))
+        Ok((run.learner.names, alive))
     })
 }
 

@@ -1,0 +1,28 @@
+use super::*;
+use crate::weights::Family;
+
+fn case(task: Task) -> Case {
+    let subject = Subject::Real("mini".into());
+    Case { subject, task, size_px: Some(32), batch: 1, dtype: DType::F32, device: Device::Cpu }
+}
+
+#[test]
+fn every_task_runs_and_counts_its_arithmetic() -> Result<()> {
+    let cancel = CancelToken::default();
+    for task in Task::ALL {
+        let measured = measure(&case(task), Runs { warmup: 0, counted: 2 }, &cancel)?;
+        assert_eq!(measured.seconds.len(), 2, "{task}");
+        assert!(measured.gflop > 0.0 && measured.median_seconds() > 0.0, "{task}: {measured:?}");
+        assert_eq!(task.name().parse::<Task>()?, task);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_family_is_random_and_a_model_is_not() -> Result<()> {
+    assert_eq!("sdxl".parse::<Subject>()?, Subject::Random(Family::Sdxl));
+    assert_eq!("mini".parse::<Subject>()?, Subject::Real("mini".into()));
+    let wrong = Case { size_px: Some(100), ..case(Task::Unet) };
+    assert!(measure(&wrong, Runs { warmup: 0, counted: 1 }, &CancelToken::default()).is_err());
+    Ok(())
+}
