@@ -219,7 +219,7 @@ fn what_is_no_model_says_what_it_is() -> Done {
         (&|f| f.remove("unet/config.json"), "unet/config.json: is missing"),
         (
             &|f| f.json("unet/config.json", &json!({ "block_out_channels": [320, 1_099_511_627_776_u64] })),
-            "`block_out_channels` is 1099511627776, at most 65536 is believed",
+            "`block_out_channels` is 1099511627776, at most 16384 is believed",
         ),
         (&|f| f.json("unet/config.json", &json!({ "layers_per_block": 5000 })), "`layers_per_block` is 5000"),
         (

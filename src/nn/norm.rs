@@ -2,7 +2,11 @@
 
 use candle_core::Tensor;
 
-use crate::{error::Result, ops, weights::Weights};
+use crate::{
+    error::{Error, Result},
+    ops,
+    weights::Weights,
+};
 
 /// The scale and shift of a normalisation: what `full` and `norm` adapters change.
 #[derive(Debug, Clone)]
@@ -54,8 +58,13 @@ impl GroupNorm {
     /// Loads a normalisation of `width` channels in `groups`.
     ///
     /// # Errors
-    /// If a tensor is missing or has another shape.
+    /// If the groups do not divide the channels, or a tensor is missing or has another shape.
     pub fn load(weights: &Weights, width: usize, groups: usize, eps: f64) -> Result<Self> {
+        if groups == 0 || !width.is_multiple_of(groups) {
+            return Err(Error::invalid(format!(
+                "{groups} groups (`norm_num_groups`) do not divide {width} channels"
+            )));
+        }
         Ok(Self { norm: Norm::load(weights, width)?, groups, eps })
     }
 

@@ -29,7 +29,7 @@ const PIPELINES: &[&str] = &[
 ];
 
 /// Widths and depths above these are an attack or a mistake, not a model.
-const MAX_WIDTH: u64 = 65_536;
+const MAX_WIDTH: u64 = 16_384;
 const MAX_DEPTH: u64 = 1024;
 
 /// How diffusers' attention was called before 0.15, and since, inside a VAE.

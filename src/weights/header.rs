@@ -213,11 +213,13 @@ impl RawEntry {
         if self.shape.len() > MAX_RANK {
             return Err(format!("{} dimensions, at most {MAX_RANK} are allowed", self.shape.len()));
         }
+        // Counted as if no dimension were 0: strides are products of the others, and must not overflow either.
         let bytes = self
             .shape
             .iter()
-            .try_fold(dtype.size_bytes() as u64, |n, d| n.checked_mul(*d))
+            .try_fold(dtype.size_bytes() as u64, |n, d| n.checked_mul((*d).max(1)))
             .ok_or_else(|| format!("shape {:?} is larger than any memory", self.shape))?;
+        let bytes = if self.shape.contains(&0) { 0 } else { bytes };
         let (begin, end) = self.data_offsets;
         let Some(found) = end.checked_sub(begin) else {
             return Err(format!("data_offsets end before they begin: [{begin}, {end}]"));

@@ -71,8 +71,15 @@ impl SafetensorsFile {
     /// As [`SafetensorsFile::open`].
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        open_file(path)?;
-        let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let (mut file, mut bytes, header) = read_header(path)?;
+        let tensors = header.tensors.values().map(|entry| entry.range.end).max();
+        let length = tensors.unwrap_or(header.data_start);
+        // What the checked header promises is asked for at once; a machine that lacks it says so instead of dying.
+        let reserved = bytes.try_reserve_exact(length.saturating_sub(bytes.len()));
+        reserved
+            .map_err(|_| Error::file(path, format!("has {length} bytes, more than there is memory for")))?;
+        file.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+        // Checked once more: the file may have changed in between.
         Self::new(path, Bytes::Memory(Cow::Owned(bytes)))
     }
 
@@ -83,17 +90,7 @@ impl SafetensorsFile {
     /// As [`SafetensorsFile::open`].
     pub fn open_header(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let failed = |e| Error::io(path, e);
-        let mut file = open_file(path)?;
-        let file_bytes = file.metadata().map_err(failed)?.len();
-        let mut bytes = Vec::new();
-        file.by_ref().take(sniff::PREFIX_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
-        sniff::refuse_foreign(path, &bytes, file_bytes)?;
-        let claimed = bytes.first_chunk::<8>().map_or(0, |n| u64::from_le_bytes(*n));
-        // What claims more is refused below; nothing is allocated before it has been read.
-        let end = 8 + claimed.min(MAX_HEADER_BYTES);
-        file.take(end.saturating_sub(bytes.len() as u64)).read_to_end(&mut bytes).map_err(failed)?;
-        let header = Header::parse(path, &bytes, file_bytes)?;
+        let (_, mut bytes, header) = read_header(path)?;
         bytes.truncate(header.data_start);
         Ok(Self { path: path.to_path_buf(), bytes: Bytes::Memory(Cow::Owned(bytes)), header })
     }
@@ -210,6 +207,23 @@ impl Bytes {
             Self::Parts { header, .. } => header,
         }
     }
+}
+
+/// The file, its beginning up to the header's end or a little further, and the checked header.
+fn read_header(path: &Path) -> Result<(File, Vec<u8>, Header)> {
+    let failed = |e| Error::io(path, e);
+    let mut file = open_file(path)?;
+    let file_bytes = file.metadata().map_err(failed)?.len();
+    let mut bytes = Vec::new();
+    file.by_ref().take(sniff::PREFIX_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
+    sniff::refuse_foreign(path, &bytes, file_bytes)?;
+    let claimed = bytes.first_chunk::<8>().map_or(0, |n| u64::from_le_bytes(*n));
+    // What claims more is refused below; nothing is allocated before it has been read.
+    let end = 8 + claimed.min(MAX_HEADER_BYTES);
+    let left = end.saturating_sub(bytes.len() as u64);
+    file.by_ref().take(left).read_to_end(&mut bytes).map_err(failed)?;
+    let header = Header::parse(path, &bytes, file_bytes)?;
+    Ok((file, bytes, header))
 }
 
 fn open_file(path: &Path) -> Result<File> {

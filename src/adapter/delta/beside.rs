@@ -41,8 +41,8 @@ impl Sparse {
         for ((row, column), value) in rows.iter().zip(places).zip(values) {
             // Duplicates add up, as in torch.
             let at = usize::try_from(*row).ok().zip(usize::try_from(*column).ok());
-            match at.filter(|(_, c)| *c < columns).and_then(|(r, c)| dense.get_mut(r * columns + c)) {
-                Some(place) => *place += value,
+            match at.filter(|(r, c)| *r < shape[0] && *c < columns) {
+                Some((r, c)) => dense[r * columns + c] += value,
                 None => {
                     return Err(Error::invalid(format!(
                         "`.bias_indices` names place ({row}, {column}), the weight is {} by {columns}",

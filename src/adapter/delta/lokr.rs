@@ -130,7 +130,8 @@ impl Algorithm for LoKr {
         }
         match self.rank() {
             Some(rank) => math::check_alpha(self.alpha, rank),
-            None => Ok(()), // alpha is ignored, and "full rank" presets store absurd ones.
+            // alpha is ignored, and "full rank" presets store absurd ones.
+            None => math::check_scale(self.scale()),
         }
     }
 }

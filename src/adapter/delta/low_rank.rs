@@ -63,9 +63,10 @@ impl LowRank {
         };
         let (up, down) = (self.up.elem_count(), self.down.elem_count() * kernel);
         let fits = up == shape[0] * r && down == shape[1..].iter().product::<usize>() * r;
-        let same_kernel = self.down.dims().len() < 4
-            || self.mid.is_some()
-            || kernel_of(self.down.dims()) == kernel_of(shape);
+        let same_kernel = match &self.mid {
+            Some(mid) => kernel_of(mid.dims()) == kernel_of(shape),
+            None => self.down.dims().len() < 4 || kernel_of(self.down.dims()) == kernel_of(shape),
+        };
         if fits && same_kernel {
             return Ok(());
         }

@@ -114,17 +114,33 @@ pub(super) fn check_alpha(alpha: Option<f64>, rank: usize) -> Result<()> {
     )))
 }
 
+/// A scale that is stated as such.
+pub(super) fn check_scale(scale: f64) -> Result<()> {
+    if (0.0..=MAX_SCALE).contains(&scale) {
+        return Ok(());
+    }
+    Err(Error::invalid(format!("the scale is {scale:e}, expected a number from 0 to {MAX_SCALE}")))
+}
+
 /// alpha / r, or 1 without alpha.
 pub(super) fn scale(alpha: Option<f64>, rank: usize) -> f64 {
     alpha.map_or(1.0, |alpha| alpha / rank as f64)
 }
 
-/// alpha as files hold it: in the dtype of the tensors beside it, or in f32 where that would round it.
+/// alpha as files hold it: in the dtype of the tensors beside it, or in f32 where that would round it, or in f64 where
+/// even f32 would make it infinite.
 pub(super) fn stored_alpha(alpha: f64, like: &Tensor) -> Result<(&'static str, Tensor)> {
     let exact = Tensor::new(alpha, &Device::Cpu)?;
     let alike = exact.to_dtype(like.dtype())?;
     let kept = alike.to_dtype(DType::F64)?.to_scalar::<f64>()? == alpha;
-    Ok((".alpha", if kept { alike } else { exact.to_dtype(DType::F32)? }))
+    Ok((
+        ".alpha",
+        match kept {
+            true => alike,
+            false if (alpha as f32).is_finite() => exact.to_dtype(DType::F32)?,
+            false => exact,
+        },
+    ))
 }
 
 /// A tensor that stands for the whole weight: as many rows, as many values, the same kernel.

@@ -40,11 +40,13 @@ impl OftForm {
     /// # Errors
     /// If they are neither.
     pub fn of_oft_diag(blocks: &Tensor) -> Result<Self> {
-        let blocks = math::f32_of(blocks)?;
-        let (n, b, _) = blocks.dims3()?;
-        let eye = Tensor::eye(b, candle_core::DType::F32, blocks.device())?;
-        let trace = blocks.broadcast_mul(&eye)?.sum_all()?.to_scalar::<f32>()?;
-        let mean = f64::from(trace) / (n * b) as f64;
+        let [n, b, columns] = *blocks.dims() else { return Err(not_square(blocks.dims())) };
+        if columns != b || b == 0 {
+            return Err(not_square(blocks.dims()));
+        }
+        let values: Vec<f32> = math::f32_of(blocks)?.flatten_all()?.to_vec1()?;
+        let diagonals = values.chunks_exact(b * b).flat_map(|block| block.iter().step_by(b + 1));
+        let mean = diagonals.map(|x| f64::from(*x)).sum::<f64>() / (n * b) as f64;
         match mean {
             _ if (mean - 1.0).abs() < 0.25 => Ok(Self::Rotation),
             _ if mean.abs() < 0.25 => Ok(Self::Residual),
@@ -54,6 +56,10 @@ impl OftForm {
             ))),
         }
     }
+}
+
+fn not_square(dims: &[usize]) -> Error {
+    Error::invalid(format!("`.oft_diag` has shape {dims:?}, expected square blocks [n, b, b]"))
 }
 
 impl Oft {

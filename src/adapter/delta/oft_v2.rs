@@ -29,6 +29,9 @@ pub enum OftSeries {
     Exact,
 }
 
+/// PEFT's default is 5. Each costs a product of all blocks.
+const MAX_TERMS: usize = 64;
+
 impl OftV2 {
     /// b, of which (n, b (b - 1) / 2) values are stored.
     fn block_size(&self) -> Option<usize> {
@@ -114,7 +117,13 @@ impl Algorithm for OftV2 {
                 let n = self.skew.dims()[0];
                 b > 1 && (n * b == inputs || (n == 1 && inputs.is_multiple_of(b)))
             });
-        if fits { Ok(()) } else { Err(self.refuse(shape)) }
+        match self.series {
+            _ if !fits => Err(self.refuse(shape)),
+            OftSeries::Neumann(terms) if terms > MAX_TERMS => Err(Error::invalid(format!(
+                "`num_cayley_neumann_terms` is {terms}, expected at most {MAX_TERMS}"
+            ))),
+            _ => Ok(()),
+        }
     }
 }
 

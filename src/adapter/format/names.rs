@@ -10,6 +10,9 @@ use crate::{
     weights::names::NameTable as LdmNames,
 };
 
+/// Longer names are nobody's misspelling, and comparing them with every layer takes long.
+const LONGEST_NAME: usize = 200;
+
 /// A model's layers with their weights' shapes, and all spellings of their names.
 #[derive(Debug, Clone)]
 pub struct NameTable {
@@ -110,6 +113,9 @@ impl NameTable {
 
     /// The layer whose name is most like a module's: slow, for messages.
     pub fn nearest(&self, module: &Module) -> Option<String> {
+        if module.flat.len() > LONGEST_NAME {
+            return None;
+        }
         let parts = self.candidates(module.component);
         self.spellings
             .keys()

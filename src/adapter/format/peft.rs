@@ -117,14 +117,29 @@ fn fits(pattern: &str, name: &str, separator: char) -> bool {
     std::iter::once(0).chain(starts).any(|at| matches(inner, &name.as_bytes()[at..]))
 }
 
-/// `.` stands for any character, as in a regular expression.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], _) => name.is_empty(),
-        ([b'.', b'*', rest @ ..], _) => (0..=name.len()).any(|at| matches(rest, &name[at..])),
-        ([b'\\', b'.', rest @ ..] | [b'.', rest @ ..], [_, name @ ..]) => matches(rest, name),
-        ([a, rest @ ..], [b, name @ ..]) => a == b && matches(rest, name),
-        (_, []) => false,
+/// `.` stands for any character, as in a regular expression. Only the last `.*` is ever tried again, which suffices, so
+/// that no pattern takes longer than the product of both lengths.
+fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
+    let mut again: Option<(&[u8], &[u8])> = None;
+    loop {
+        match (pattern, name) {
+            ([b'.', b'*', rest @ ..], _) => {
+                again = Some((rest, name));
+                pattern = rest;
+            }
+            ([], []) => return true,
+            ([b'\\', b'.', rest @ ..] | [b'.', rest @ ..], [_, after @ ..]) => {
+                (pattern, name) = (rest, after)
+            }
+            ([a, rest @ ..], [b, after @ ..]) if a == b => (pattern, name) = (rest, after),
+            _ => match again {
+                Some((rest, [_, after @ ..])) => {
+                    again = Some((rest, after));
+                    (pattern, name) = (rest, after);
+                }
+                _ => return false,
+            },
+        }
     }
 }
 

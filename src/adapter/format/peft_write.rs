@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use crate::{
     adapter::{
         Delta,
-        delta::{Beside, Dora, LoKr, MagnitudeAxis, OftV2},
+        delta::{Beside, Dora, LoKr, MagnitudeAxis, OftV2, all_finite},
     },
     error::{Error, Result},
     nn::{LayerPath, Part},
@@ -106,7 +106,11 @@ pub(super) fn params(layer: &Layer<'_>) -> Result<Vec<Stored>> {
                 _ => return Err(Error::invalid("a bias beside factors without effect")),
             };
             if let Some(bias) = &beside.bias {
-                all.push((".lora_B.bias", (bias.to_dtype(DType::F32)? / scale)?));
+                let bias = (bias.to_dtype(DType::F32)? / scale)?;
+                if !all_finite(&bias)? {
+                    return Err(Error::invalid(format!("a bias beside factors at scale {scale:e}")));
+                }
+                all.push((".lora_B.bias", bias));
             }
             Ok(all)
         }
