@@ -33,7 +33,11 @@ pub mod svd;
 pub mod train_init;
 pub mod truncate;
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 pub use attach::Live;
 pub use blend::{Blend, BlendEntry, BlendMode};
@@ -48,7 +52,7 @@ pub use strength::{Curve, Strength};
 pub use survey::Survey;
 pub use train_init::{Group, Trainable, TrainableSpec};
 
-use crate::{error::Result, nn::LayerPath};
+use crate::{error::Result, nn::LayerPath, weights::reader::SafetensorsFile};
 
 /// The deltas of one file, by the layer they belong to.
 #[derive(Debug, Clone, Default)]
@@ -73,11 +77,28 @@ impl Adapter {
         format::read(path.as_ref(), table, options)
     }
 
+    /// [`Adapter::load`] of a file that is open already.
+    ///
+    /// # Errors
+    /// As [`Adapter::load`], without the file's name.
+    pub fn of(file: &SafetensorsFile, table: &NameTable, options: &LoadOptions) -> Result<Self> {
+        format::read_opened(file, table, options)
+    }
+
     /// Writes the deltas as safetensors, atomically. `sshs_model_hash` and `modelspec.hash_sha256` are computed.
     ///
     /// # Errors
     /// If a layer is not in `table`, the dialect cannot express a delta, or the file cannot be written.
     pub fn save(&self, path: impl AsRef<Path>, table: &NameTable, options: &SaveOptions) -> Result<()> {
         format::write(self, path.as_ref(), table, options)
+    }
+
+    /// What [`Adapter::save`] would write, in memory: each file's path below the one given there (empty for a dialect of
+    /// one file) and its bytes.
+    ///
+    /// # Errors
+    /// As [`Adapter::save`], but for the disk's.
+    pub fn to_files(&self, table: &NameTable, options: &SaveOptions) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+        format::to_files(self, table, options)
     }
 }

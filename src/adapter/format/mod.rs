@@ -28,8 +28,8 @@ use candle_core::DType;
 
 pub use fit::Fit;
 pub use names::NameTable;
-pub(crate) use read::{read, report};
-pub(crate) use write::write;
+pub(crate) use read::{read, read_opened, report};
+pub(crate) use write::{to_files, write};
 
 use crate::error::{Error, Result};
 

@@ -1,6 +1,6 @@
 //! An [`Adapter`] into a file, or a folder. The same adapter makes the same bytes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value, json};
@@ -21,29 +21,81 @@ use crate::{
 
 pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: &SaveOptions) -> Result<()> {
     let writing = |e: Error| e.context(format!("writing {}", path.display()));
+    if options.dialect.is_folder() && path.is_file() {
+        return Err(Error::file(path, "is a file, expected a folder to put PEFT's folders into"));
+    }
+    for file in prepare(adapter, table, options).map_err(writing)? {
+        let at = if file.below.as_os_str().is_empty() { path.to_path_buf() } else { path.join(&file.below) };
+        file.writer().map_err(writing)?.write(&at, &file.metadata.0)?;
+        if let Some(config) = &file.config {
+            files::write_bytes(at.with_file_name(folder::CONFIG), config.as_bytes())?;
+        }
+    }
+    Ok(())
+}
+
+/// What [`write`] would write: paths below the one it is given, and bytes.
+pub(crate) fn to_files(
+    adapter: &Adapter,
+    table: &NameTable,
+    options: &SaveOptions,
+) -> Result<Vec<(PathBuf, Vec<u8>)>> {
+    let mut all = Vec::new();
+    for file in prepare(adapter, table, options)? {
+        let config = file.config.as_ref().map(|text| text.clone().into_bytes());
+        all.push((file.below.clone(), file.writer()?.to_bytes(&file.metadata.0)?));
+        all.extend(config.map(|bytes| (file.below.with_file_name(folder::CONFIG), bytes)));
+    }
+    Ok(all)
+}
+
+/// A safetensors file about to be written.
+struct Output {
+    /// Below the adapter's path; empty where that is the file.
+    below: PathBuf,
+    tensors: Vec<Named>,
+    metadata: Metadata,
+    /// PEFT's, to stand beside it.
+    config: Option<String>,
+}
+
+impl Output {
+    /// # Errors
+    /// If a tensor cannot be read.
+    fn new(tensors: Vec<Named>, metadata: Metadata) -> Result<Self> {
+        let mut file = Self { below: PathBuf::new(), tensors, metadata, config: None };
+        let hash = file.writer()?.data_sha256()?;
+        file.metadata.set_hash(&hash);
+        Ok(file)
+    }
+
+    fn writer(&self) -> Result<SafetensorsWriter<'_>> {
+        SafetensorsWriter::new(self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
+    }
+}
+
+fn prepare(adapter: &Adapter, table: &NameTable, options: &SaveOptions) -> Result<Vec<Output>> {
     if adapter.layers.is_empty() {
-        return Err(writing(Error::invalid("an adapter without layers cannot be written")));
+        return Err(Error::invalid("an adapter without layers cannot be written"));
     }
     if let (Some(embedding), true) = (adapter.embeddings.first(), options.dialect != Dialect::Kohya) {
         let (name, dialect) = (&embedding.name, options.dialect);
-        return Err(writing(Error::invalid(format!("{dialect} files cannot hold the embedding `{name}`")))
+        return Err(Error::invalid(format!("{dialect} files cannot hold the embedding `{name}`"))
             .with_hint("write it in kohya's dialect"));
     }
-    let layers = layers(adapter, table).map_err(writing)?;
-    let tensors = |of: &dyn Fn(&Layer<'_>) -> Result<Vec<Named>>| -> Result<Vec<Named>> {
-        tensors(&layers, options.dtype, of).map_err(writing)
-    };
+    let layers = layers(adapter, table)?;
+    let tensors = |of: &dyn Fn(&Layer<'_>) -> Result<Vec<Named>>| tensors(&layers, options.dtype, of);
     let mut metadata = adapter.metadata.clone();
     metadata.0.remove(peft::CONFIG_KEY);
     if adapter.layers.values().any(|delta| matches!(delta, Delta::Glora(_))) {
         metadata.forget_rank_stabilised();
     }
-    match options.dialect {
-        Dialect::Peft => write_folders(&layers, path, options.dtype, &metadata),
+    let file = match options.dialect {
+        Dialect::Peft => return folders(&layers, options.dtype, &metadata),
         Dialect::Diffusers => {
             metadata.set("format", "pt");
-            metadata.set(peft::CONFIG_KEY, joined_config(&layers).map_err(writing)?);
-            write_file(&tensors(&diffusers_tensors)?, path, metadata)
+            metadata.set(peft::CONFIG_KEY, joined_config(&layers)?);
+            Output::new(tensors(&diffusers_tensors)?, metadata)
         }
         Dialect::Kohya => {
             metadata.fill_kohya(adapter, table.lineage());
@@ -55,7 +107,7 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
             };
             let mut tensors = tensors(&named)?;
             tensors.extend(adapter.embeddings.iter().flat_map(|embedding| bundled(embedding)));
-            write_file(&tensors, path, metadata)
+            Output::new(tensors, metadata)
         }
         Dialect::Comfy => {
             let named = |layer: &Layer<'_>| {
@@ -64,9 +116,10 @@ pub(crate) fn write(adapter: &Adapter, path: &Path, table: &NameTable, options: 
                 }
                 named(layer.delta, &comfy::module_name(layer.path, table)?)
             };
-            write_file(&tensors(&named)?, path, metadata)
+            Output::new(tensors(&named)?, metadata)
         }
-    }
+    };
+    Ok(vec![file?])
 }
 
 type Named = (String, Tensor);
@@ -131,13 +184,6 @@ fn no_spelling(tool: &str, delta: &Delta) -> Error {
     error.with_hint(format!("the {other} dialect may have one"))
 }
 
-fn write_file(tensors: &[Named], path: &Path, mut metadata: Metadata) -> Result<()> {
-    let writer = SafetensorsWriter::new(tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)))
-        .map_err(|e| e.context(format!("writing {}", path.display())))?;
-    metadata.set_hash(&writer.data_sha256()?);
-    writer.write(path, &metadata.0)
-}
-
 /// The layers of each component that has some.
 fn by_part<'a>(layers: &'a [Layer<'a>]) -> impl Iterator<Item = (Part, &'a [Layer<'a>])> {
     // They are sorted by component.
@@ -156,13 +202,9 @@ fn joined_config(layers: &[Layer<'_>]) -> Result<Value> {
 }
 
 /// A folder a component, each as PEFT's `save_pretrained` makes it.
-fn write_folders(layers: &[Layer<'_>], path: &Path, dtype: Option<DType>, metadata: &Metadata) -> Result<()> {
-    if path.is_file() {
-        return Err(Error::file(path, "is a file, expected a folder to put PEFT's folders into"));
-    }
-    for (part, layers) in by_part(layers) {
-        let writing = |e: Error| e.context(format!("writing {}", path.display()));
-        let mut config = peft_config::config(layers).map_err(writing)?;
+fn folders(layers: &[Layer<'_>], dtype: Option<DType>, metadata: &Metadata) -> Result<Vec<Output>> {
+    let of = |(part, layers): (Part, &[Layer<'_>])| {
+        let mut config = peft_config::config(layers)?;
         for (name, value) in [
             ("auto_mapping", peft_config::base_model(part)),
             ("base_model_name_or_path", Value::Null),
@@ -176,12 +218,11 @@ fn write_folders(layers: &[Layer<'_>], path: &Path, dtype: Option<DType>, metada
             let params = peft_write::params(layer)?;
             Ok(params.into_iter().map(|(suffix, tensor)| (format!("{module}{suffix}"), tensor)).collect())
         });
-        let (tensors, to) = (tensors.map_err(writing)?, path.join(component(part)));
         let mut metadata = metadata.clone();
         metadata.set("format", "pt");
-        write_file(&tensors, &to.join(folder::WEIGHTS), metadata)?;
-        let text = format!("{:#}\n", Value::Object(config));
-        files::write_bytes(to.join(folder::CONFIG), text.as_bytes())?;
-    }
-    Ok(())
+        let config = Some(format!("{:#}\n", Value::Object(config)));
+        let below = Path::new(component(part)).join(folder::WEIGHTS);
+        Ok(Output { below, config, ..Output::new(tensors?, metadata)? })
+    };
+    by_part(layers).map(of).collect()
 }
