@@ -3,6 +3,8 @@
 
 #![expect(clippy::print_stdout, reason = "the matrix is what this test is for")]
 
+mod tables;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -16,11 +18,12 @@ use scumble::{
         Adapter, Dialect, LoadOptions, NameTable, Parts, SaveOptions, Survey,
         format::{Fit, folder::open},
     },
-    models::{ClipTextConfig, ClipTextModel, UNet2DConditionModel, UNetConfig},
+    models::UNet2DConditionModel,
     nn::{LayerPath, Part},
-    weights::{Weights, reader::Entry, record_shapes},
+    weights::{reader::Entry, record_shapes},
 };
 use serde_json::Value;
+use tables::table;
 
 /// The largest error of any merged weight, relative to the largest weight of its layer.
 const TOLERANCE: f64 = 1e-4;
@@ -59,33 +62,6 @@ fn base(name: &str, shape: &[usize]) -> Result<Tensor> {
     let tensor = Tensor::from_vec(numbers(name, shape.iter().product()), shape, &Device::Cpu)?;
     let parent = name.rsplit('.').nth(1).unwrap_or_default();
     Ok(if parent.contains("norm") && name.ends_with("weight") { (tensor + 1.0)? } else { tensor })
-}
-
-/// The names of a family's layers, from the network itself.
-fn table(configs: &Value) -> Result<NameTable> {
-    let mut table = None;
-    record_shapes(|weights| {
-        let part = |name: &str| configs.get(name);
-        let mut unet = UNet2DConditionModel::load(weights, &UNetConfig::from_json(&configs["unet"])?)?;
-        let text = |name: &str, class: &str, weights: &Weights| {
-            let mut config = part(name)?.clone();
-            config["architectures"] = serde_json::json!([class]);
-            Some(ClipTextConfig::from_json(&config).and_then(|config| ClipTextModel::load(weights, &config)))
-        };
-        let mut first = text("text_encoder", "CLIPTextModel", &weights.pp("one")).transpose()?;
-        let second = text("text_encoder_2", "CLIPTextModelWithProjection", &weights.pp("two"));
-        let mut second = second.transpose()?;
-        let mut parts = Parts::new().with(Part::Unet, &mut unet);
-        if let Some(text) = &mut first {
-            parts = parts.with(Part::TextEncoder, text);
-        }
-        if let Some(text) = &mut second {
-            parts = parts.with(Part::TextEncoder2, text);
-        }
-        table = Some(NameTable::of(&mut parts)?);
-        Ok(())
-    })?;
-    table.ok_or_else(|| Error::invalid("no network"))
 }
 
 struct Fixture<'a> {

@@ -1,0 +1,7 @@
+//! The safetensors reader over any bytes.
+#![no_main]
+
+#[path = "../bodies.rs"]
+mod bodies;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| bodies::safetensors_reader(bytes));
