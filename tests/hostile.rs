@@ -137,9 +137,9 @@ fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
             (entry.as_ref().map(fs::DirEntry::path), entry.as_ref().map(fs::DirEntry::file_name));
         let (Ok(path), Ok(name)) = (path, name) else { continue };
         if path.is_dir() {
-            copy(&path, &to.join(name))?
+            copy(&path, &to.join(name))?;
         } else {
-            fs::copy(&path, to.join(name)).map(|_| ())?
+            fs::copy(&path, to.join(name))?;
         }
     }
     Ok(())

@@ -13,6 +13,9 @@ use crate::{
 /// Longer names are nobody's misspelling, and comparing them with every layer takes long.
 const LONGEST_NAME: usize = 200;
 
+/// Less alike than this, names are not each other's misspelling.
+const NEAR: f64 = 0.8;
+
 /// A model's layers with their weights' shapes, and all spellings of their names.
 #[derive(Debug, Clone)]
 pub struct NameTable {
@@ -117,15 +120,27 @@ impl NameTable {
             return None;
         }
         let parts = self.candidates(module.component);
-        self.spellings
+        let letters = letters(&module.flat);
+        let mut candidates: Vec<(f64, &(Part, String))> = self
+            .spellings
             .keys()
             .filter(|(part, _)| parts.contains(part))
-            .map(|key| (strsim::jaro_winkler(&module.flat, &key.1), key))
-            .filter(|(score, _)| *score > 0.8)
+            .map(|key| (at_most(&letters, &module.flat, &key.1), key))
+            .collect();
+        // The likeliest first: names are compared only as long as one may still be nearer.
+        candidates.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+        let mut nearest: (f64, Option<&(Part, String)>) = (NEAR, None);
+        for (bound, key) in candidates {
+            if bound < nearest.0 {
+                break;
+            }
+            let score = strsim::jaro_winkler(&module.flat, &key.1);
             // Ties by name, as the order of a hash map is not fixed.
-            .max_by(|a, b| a.0.total_cmp(&b.0).then_with(|| b.1.1.cmp(&a.1.1)))
-            .and_then(|(_, key)| self.spellings.get(key))
-            .map(ToString::to_string)
+            if score > nearest.0 || (score == nearest.0 && nearest.1.is_some_and(|n| key.1 < n.1)) {
+                nearest = (score, Some(key));
+            }
+        }
+        nearest.1.and_then(|key| self.spellings.get(key)).map(ToString::to_string)
     }
 
     fn has(&self, part: Part) -> bool {
@@ -146,6 +161,30 @@ impl NameTable {
     }
 }
 
+/// How often each byte occurs.
+fn letters(name: &str) -> [u16; 256] {
+    let mut counts = [0u16; 256];
+    name.bytes().for_each(|byte| counts[usize::from(byte)] = counts[usize::from(byte)].saturating_add(1));
+    counts
+}
+
+/// No less than the Jaro-Winkler similarity of `a`, of which the letters are known, and `b`: as if all letters they share
+/// stood in the same order.
+fn at_most(letters_of_a: &[u16; 256], a: &str, b: &str) -> f64 {
+    let mut left = *letters_of_a;
+    let mut shared = 0.0;
+    for byte in b.bytes() {
+        let left = &mut left[usize::from(byte)];
+        if *left > 0 {
+            *left -= 1;
+            shared += 1.0;
+        }
+    }
+    let jaro = (shared / a.len().max(1) as f64 + shared / b.len().max(1) as f64 + 1.0) / 3.0;
+    let same = a.bytes().zip(b.bytes()).take(4).take_while(|(a, b)| a == b).count() as f64;
+    jaro + 0.1 * same * (1.0 - jaro)
+}
+
 /// A text encoder's layer in OpenCLIP's words, as in SD2's and SDXL's checkpoints. There q, k and v are one layer, so
 /// these three have no name of their own.
 fn open_clip_name(name: &str) -> Option<String> {
@@ -164,4 +203,24 @@ fn open_clip_name(name: &str) -> Option<String> {
     let (layer, leaf) = name.strip_prefix("text_model.encoder.layers.")?.split_once('.')?;
     let (_, open_clip) = LEAVES.iter().find(|(ours, _)| *ours == leaf)?;
     Some(format!("transformer.resblocks.{layer}.{open_clip}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_is_never_more_alike_than_its_letters() {
+        let names =
+            ["down_blocks_0_attn1_to_q", "down_blocks_0_attn1_to_qq", "up_blocks_1_conv", "q_ot_0", "x", ""];
+        for a in names {
+            for b in names {
+                let (bound, score) = (at_most(&letters(a), a, b), strsim::jaro_winkler(a, b));
+                assert!(
+                    bound >= score - 1e-12 || a.is_empty() || b.is_empty(),
+                    "{a}, {b}: {bound} < {score}"
+                );
+            }
+        }
+    }
 }

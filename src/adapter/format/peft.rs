@@ -129,7 +129,7 @@ fn matches(mut pattern: &[u8], mut name: &[u8]) -> bool {
             }
             ([], []) => return true,
             ([b'\\', b'.', rest @ ..] | [b'.', rest @ ..], [_, after @ ..]) => {
-                (pattern, name) = (rest, after)
+                (pattern, name) = (rest, after);
             }
             ([a, rest @ ..], [b, after @ ..]) if a == b => (pattern, name) = (rest, after),
             _ => match again {

@@ -27,9 +27,8 @@ use crate::{
     weights::reader::SafetensorsFile,
 };
 
-/// Unmatched keys for which the most similar layer is looked up: as many as a message lists. A fuzzer would spend most of
-/// its time on it.
-const NEAREST_LOOKUPS: usize = if cfg!(fuzzing) { 0 } else { 5 };
+/// Unmatched keys for which the most similar layer is looked up: as many as a message lists.
+const NEAREST_LOOKUPS: usize = 5;
 
 pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
     read_opened(&folder::open(path)?, table, options).map_err(|e| e.context(path.display().to_string()))
