@@ -12,7 +12,7 @@ use super::{
     peft_write::{self, Layer},
 };
 use crate::{
-    adapter::{Adapter, Delta, Embedding, Metadata, embedding::BUNDLE},
+    adapter::{Adapter, Delta, Embedding, Metadata, delta::all_finite, embedding::BUNDLE},
     error::{Error, Result},
     files,
     nn::{LayerPath, Part},
@@ -152,6 +152,13 @@ fn tensors(
                 Some(dtype) => tensor.to_dtype(dtype)?,
                 None => tensor,
             };
+            // What is computed may overflow, and what is converted too; no reader would take it.
+            if tensor.dtype().is_float() && !all_finite(&tensor)? {
+                return Err(Error::invalid(format!("`{name}` leaves the range of {:?}", tensor.dtype()))
+                    .with_hint(
+                        "write it as f32 or bf16, or in kohya's dialect, which keeps factors as they are",
+                    ));
+            }
             all.push((name, tensor));
         }
     }
