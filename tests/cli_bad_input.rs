@@ -105,7 +105,10 @@ fn options_that_make_no_sense() {
     refused(root, &["generate", "a cat", "--strength", "0.5"], &["hint: name one with `--init`"]);
     refused(root, &["generate"], &["required"]);
     refused(root, &["demo", "--style", "reso"], &["unknown style `reso`", "did you mean `riso`?"]);
-    refused(root, &["models", "--threads", "0"], &["`--threads` must be at least 1"]);
+    for threads in ["0", "99999"] {
+        let range = format!("`--threads` must be from 1 to 1024, found {threads}");
+        refused(root, &["models", "--threads", threads], &[&range]);
+    }
     put(root, "train.toml", "learning_rat = 1e-4\n");
     refused(
         root,

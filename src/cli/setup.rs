@@ -57,11 +57,16 @@ pub(super) fn hinted<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     })
 }
 
+/// More threads than this only wait for one another.
+const MAX_THREADS: usize = 1024;
+
 /// Limits the thread pool that all numeric work shares.
 pub(super) fn threads(global: &Global) -> Result<()> {
     match global.threads {
         None => Ok(()),
-        Some(0) => Err(Error::invalid("`--threads` must be at least 1")),
+        Some(n) if !(1..=MAX_THREADS).contains(&n) => {
+            Err(Error::invalid(format!("`--threads` must be from 1 to {MAX_THREADS}, found {n}")))
+        }
         Some(n) => rayon::ThreadPoolBuilder::new()
             .num_threads(n)
             .build_global()
