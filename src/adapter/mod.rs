@@ -9,7 +9,6 @@ pub mod blend;
 pub mod card;
 pub mod check;
 pub mod delta;
-mod eigen;
 pub mod embedding;
 pub mod extract;
 mod factors;
