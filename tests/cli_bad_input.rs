@@ -106,8 +106,8 @@ fn options_that_make_no_sense() {
     refused(root, &["generate"], &["required"]);
     refused(root, &["demo", "--style", "reso"], &["unknown style `reso`", "did you mean `riso`?"]);
     for threads in ["0", "99999"] {
-        let range = format!("`--threads` must be from 1 to 1024, found {threads}");
-        refused(root, &["models", "--threads", threads], &[&range]);
+        let found = format!("on this machine, found {threads}");
+        refused(root, &["models", "--threads", threads], &["`--threads` must be from 1 to", &found]);
     }
     put(root, "train.toml", "learning_rat = 1e-4\n");
     refused(
@@ -346,4 +346,30 @@ fn pictures_without_a_recipe_cannot_be_repeated() {
         &["plain.png: the picture has no recipe in it"],
     );
     refused(dir.path(), &["generate", "--from", "gone.png"], &["gone.png"]);
+}
+
+/// Nobody ever writes into these.
+#[cfg(unix)]
+#[test]
+fn pipes_in_the_place_of_pictures() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    put(root, "mixed/good.png", png(64, 64));
+    for pipe in ["mixed/pipe.png", "pipe.png"] {
+        assert!(std::process::Command::new("mkfifo").arg(root.join(pipe)).status().unwrap().success());
+    }
+    let check = scumble(root).args(["train", "mixed", "--check"]).assert().success();
+    let said = [check.get_output().stdout.clone(), check.get_output().stderr.clone()].concat();
+    assert!(String::from_utf8_lossy(&said).contains("pipe.png: is not a regular file"));
+    refused(root, &["generate", "a cat", "--init", "pipe.png"], &["pipe.png: is not a regular file"]);
+    refused(root, &["generate", "--from", "pipe.png"], &["pipe.png: is not a regular file"]);
+}
+
+#[test]
+fn usage_errors_are_json_too() {
+    let dir = TempDir::new().unwrap();
+    let run = scumble(dir.path()).args(["generate", "cat", "--json", "--stesp", "2"]).assert().code(1);
+    let line: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
+    assert_eq!(line["event"], "error");
+    assert!(line["message"].as_str().is_some_and(|message| message.contains("--stesp")), "{line}");
 }

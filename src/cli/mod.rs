@@ -112,9 +112,15 @@ pub fn main() -> ExitCode {
 
 /// Runs a command line; `arguments` starts with the program's name.
 pub fn run(arguments: impl IntoIterator<Item = OsString>, cancel: CancelToken) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    let json = arguments.iter().any(|a| a == "--json");
     let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(help) => {
+            if help.use_stderr() && json {
+                let line = serde_json::json!({ "event": "error", "message": help.to_string(), "hint": null });
+                writeln!(std::io::stdout(), "{line}").ok();
+            }
             help.print().ok();
             return if help.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
         }

@@ -57,21 +57,20 @@ pub(super) fn hinted<T: FromStr<Err = Error>>(text: &str) -> Result<T, String> {
     })
 }
 
-/// More threads than this only wait for one another.
-const MAX_THREADS: usize = 1024;
-
 /// Limits the thread pool that all numeric work shares.
 pub(super) fn threads(global: &Global) -> Result<()> {
-    match global.threads {
-        None => Ok(()),
-        Some(n) if !(1..=MAX_THREADS).contains(&n) => {
-            Err(Error::invalid(format!("`--threads` must be from 1 to {MAX_THREADS}, found {n}")))
-        }
-        Some(n) => rayon::ThreadPoolBuilder::new()
-            .num_threads(n)
-            .build_global()
-            .map_err(|e| Error::invalid(format!("cannot start {n} threads: {e}"))),
+    let Some(n) = global.threads else { return Ok(()) };
+    // More than a few for each processor only wait for one another.
+    let most = std::thread::available_parallelism().map_or(64, |there| 4 * there.get().max(16));
+    if !(1..=most).contains(&n) {
+        return Err(Error::invalid(format!(
+            "`--threads` must be from 1 to {most} on this machine, found {n}"
+        )));
     }
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(n)
+        .build_global()
+        .map_err(|e| Error::invalid(format!("cannot start {n} threads: {e}")))
 }
 
 /// The first Ctrl-C asks to stop, within a step; the second ends the process.

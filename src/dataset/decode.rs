@@ -64,7 +64,12 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Picture> {
 /// If it cannot be read or is above 1 GiB.
 pub fn load(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
-    let len = path.metadata().map_err(io)?.len();
+    let found = path.metadata().map_err(io)?;
+    if !found.is_file() {
+        // Reading a pipe would wait for somebody to write into it.
+        return Err(Error::file(path, "is not a regular file, expected a picture"));
+    }
+    let len = found.len();
     if len > MAX_FILE_BYTES {
         return Err(Error::file(path, format!("{} MiB is too large for a training picture", len >> 20)));
     }

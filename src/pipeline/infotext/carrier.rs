@@ -36,6 +36,9 @@ pub fn encode_png(picture: &RgbImage, recipe: &Recipe) -> Result<Vec<u8>> {
 /// # Errors
 /// When the file cannot be read or is not a picture.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
+    if !path.metadata().map_err(|e| Error::io(path, e))?.is_file() {
+        return Err(Error::file(path, "is not a regular file, expected a picture"));
+    }
     let file = File::open(path).map_err(|e| Error::io(path, e))?;
     let picture =
         ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|e| Error::io(path, e))?;
