@@ -6,7 +6,7 @@ use std::{
 };
 
 use assert_cmd::Command;
-use predicates::str::contains;
+use predicates::{prelude::PredicateBooleanExt as _, str::contains};
 use tempfile::TempDir;
 
 fn scumble(folder: &Path) -> Command {
@@ -127,11 +127,13 @@ fn ctrl_c_keeps_what_was_made() {
     assert!(root.join("style.safetensors").is_file() && state.is_file());
 
     let step = serde_json::from_str::<serde_json::Value>(&last).unwrap()["step"].as_u64().unwrap();
+    let fewer = (step - 1).to_string();
+    let resume = ["train", "pictures", "--rank", "2", "--resume", "--warmup-steps", "100", "--steps"];
+    let refused = scumble(root).args(resume).arg(&fewer).assert().code(1);
+    refused.stderr(contains(format!("is at step {step} already")));
+    assert!(state.exists(), "the state is kept");
     let steps = (step + 1).to_string();
-    scumble(root)
-        .args(["train", "pictures", "--steps", &steps, "--rank", "2", "--resume", "--warmup-steps", "100"])
-        .assert()
-        .success();
+    scumble(root).args(resume).arg(&steps).assert().success();
     assert!(!state.exists(), "a finished run leaves no state");
 }
 
@@ -146,4 +148,13 @@ fn the_demo_runs_from_the_binary_alone() {
         .stderr(contains("scumble generate"));
     let sheet = image::open(dir.path().join("scumble-demo/riso.png")).unwrap();
     assert!(sheet.width() > 800 && sheet.height() > 1000);
+    // A second one would lose what the first made, or a file of the user's.
+    let again = ["demo", "--steps", "2", "--draw-steps", "1", "--style", "riso"];
+    let refused = scumble(dir.path()).args(again).assert().code(1);
+    refused.stderr(contains("riso.safetensors: a file of").and(contains("`--force` replaces it")));
+    fs::remove_file(dir.path().join("scumble-demo/riso.safetensors")).unwrap();
+    fs::write(dir.path().join("scumble-demo/riso/fox.txt"), "keep").unwrap();
+    scumble(dir.path()).args(again).assert().code(1).stderr(contains("fox.txt"));
+    assert_eq!(fs::read_to_string(dir.path().join("scumble-demo/riso/fox.txt")).unwrap(), "keep");
+    scumble(dir.path()).args(again).arg("--force").assert().success();
 }

@@ -6,7 +6,7 @@ use image::RgbImage;
 use serde_json::json;
 
 use super::{
-    Context, setup,
+    Context, output, setup,
     sheet::{self, Sheet},
     shell::quoted,
 };
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// All randomness follows from it
     #[arg(long, default_value_t = 7)]
     pub seed: u64,
+    /// Replace an earlier demo that is finished
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// A built-in style: its folder under `sample-data/`, the words that call it, its pictures.
@@ -86,8 +89,11 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let style = style.ok_or_else(|| Error::unknown("style", &args.style, STYLES.iter().map(|s| s.name)))?;
     let path = args.out.join(format!("{}.png", style.name));
     let _lock = OutputLock::take(&path)?;
-    let images = unpack(style, &args.out)?;
     let adapter = args.out.join(format!("{}.safetensors", style.name));
+    if !state_path(&adapter).exists() {
+        output::refuse_replacing(&adapter, args.force)?;
+    }
+    let images = unpack(style, args)?;
     context.console.note(&format!(
         "training the style `{}` from {} pictures on the built-in model",
         style.name,
@@ -131,12 +137,19 @@ fn next_steps(args: &Args, style: &Style, (images, adapter): (&Path, &Path), con
 }
 
 /// Writes a style's pictures and captions where the user can look at them and train on them again.
-fn unpack(style: &Style, out: &Path) -> Result<PathBuf> {
-    let folder = out.join(style.name);
+fn unpack(style: &Style, args: &Args) -> Result<PathBuf> {
+    let folder = args.out.join(style.name);
+    let write = |name: String, bytes: &[u8]| {
+        let path = folder.join(name);
+        if std::fs::read(&path).is_ok_and(|there| there == bytes) {
+            return Ok(());
+        }
+        output::refuse_replacing(&path, args.force)?;
+        files::write_bytes(path, bytes)
+    };
     for (word, bytes) in style.pictures {
-        files::write_bytes(folder.join(format!("{word}.jpg")), bytes)?;
-        let caption = format!("{word}, {}\n", style.trigger);
-        files::write_bytes(folder.join(format!("{word}.txt")), caption.as_bytes())?;
+        write(format!("{word}.jpg"), bytes)?;
+        write(format!("{word}.txt"), format!("{word}, {}\n", style.trigger).as_bytes())?;
     }
     Ok(folder)
 }

@@ -257,6 +257,14 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         let state = State::load(&path, &self.learner.names)?;
+        let (done, steps) = (state.progress.step, self.config.steps);
+        if done > steps {
+            return Err(Error::file(
+                &path,
+                format!("is at step {done} already, expected one of {steps} at most"),
+            )
+            .with_hint("resume with more `--steps`; to end here, use the adapter as it is"));
+        }
         for (var, (name, value)) in self.learner.trainable.vars().iter().zip(&state.values) {
             if var.shape() != value.shape() {
                 let (expected, found) = (var.dims(), value.dims());
