@@ -235,3 +235,19 @@ fn an_interrupted_demo_goes_on() {
     assert!(last.contains("\"cancelled\"") && last.contains("riso.safetensors"), "{last}");
     assert!(dir.path().join("scumble-demo/riso.state.safetensors").is_file());
 }
+
+/// A recipe that starts from a picture says when that is another one by now.
+#[test]
+fn a_changed_start_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    pictures(root, &[("fox", None), ("owl", None)]);
+    let draw =
+        ["generate", "star", "--init", "pictures/fox.jpg", "--steps", "2", "--seed", "1", "--size", "32x32"];
+    let out = scumble(root).args(draw).args(["--out", "o"]).assert().success().get_output().stdout.clone();
+    let picture = String::from_utf8(out).unwrap().trim().to_owned();
+    let again = ["generate", "--from", &picture, "--out", "o"];
+    scumble(root).args(again).assert().success().stderr(contains("is not the picture it was").not());
+    fs::copy(root.join("pictures/owl.jpg"), root.join("pictures/fox.jpg")).unwrap();
+    scumble(root).args(again).assert().success().stderr(contains("fox.jpg is not the picture it was"));
+}

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 use super::{Context, embeddings, generate::Args, loras::Wanted, seed};
 use crate::{
     adapter::BlendMode,
@@ -16,6 +18,7 @@ use crate::{
 
 /// Keys of ours that the web UI has no word for.
 const INIT_IMAGE: &str = "Init image";
+const INIT_IMAGE_HASH: &str = "Init image hash";
 const CFG_RESCALE: &str = "CFG rescale";
 const EMPHASIS: &str = "Emphasis";
 const LORA_MODE: &str = "Lora mode";
@@ -31,7 +34,8 @@ pub(super) struct Plan {
     pub model_hash: Option<String>,
     pub loras: Wanted,
     pub embeddings: embeddings::Wanted,
-    init: Option<PathBuf>,
+    /// Its path and the beginning of its sha256.
+    init: Option<(PathBuf, String)>,
 }
 
 /// Joins options and recipe: an option given by the user always wins.
@@ -57,9 +61,19 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
             .with_hint("name one with `--init`"));
     }
     let seed = args.seed.map(|seed| seed.number(&context.console));
+    let opened = init.map(|path| open_init(path, args, &recipe)).transpose()?;
+    let (pixels, init) = opened.unzip();
+    if let (None, Some((path, found)), Some(noted)) = (&args.init, &init, other(&recipe, INIT_IMAGE_HASH))
+        && found != noted
+    {
+        let path = path.display();
+        context
+            .console
+            .note(&format!("warning: {path} is not the picture it was: {found}, the recipe says {noted}"));
+    }
     let request = GenerateRequest {
         prompt,
-        init: open_init(init.as_deref(), args, &recipe)?,
+        init: pixels,
         seed: seed.or(recipe.seed).unwrap_or_else(seed::fresh),
         ..request(args, &recipe)?
     };
@@ -153,9 +167,10 @@ impl Plan {
         if request.emphasis != Default::default() {
             other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
         }
-        if let Some(init) = &self.init {
+        if let Some((init, hash)) = &self.init {
             let absolute = std::path::absolute(init).unwrap_or_else(|_| init.clone());
             other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
+            other.push((INIT_IMAGE_HASH.to_owned(), hash.clone()));
         }
         Recipe {
             prompt: request.prompt.clone(),
@@ -184,17 +199,19 @@ fn read(path: &Path) -> Result<Recipe> {
     walk::expect(path, &decode::EXTENSIONS)?;
     match infotext::read_text(path)? {
         Some(text) => Ok(Recipe::parse(&text)),
-        None => Err(Error::file(path, "the picture has no recipe in it")
-            .with_hint("messengers and galleries often strip it; use the file as it was saved")),
+        None => Err(Error::file(path, "the picture has no recipe in it").with_hint(
+            "messengers and galleries often strip it, and grids have none; use a picture as it was saved",
+        )),
     }
 }
 
-fn open_init(path: Option<&Path>, args: &Args, recipe: &Recipe) -> Result<Option<InitImage>> {
-    let Some(path) = path else { return Ok(None) };
+fn open_init(path: PathBuf, args: &Args, recipe: &Recipe) -> Result<(InitImage, (PathBuf, String))> {
     let strength = args.strength.or(recipe.denoising_strength).unwrap_or(0.75);
-    walk::expect(path, &decode::EXTENSIONS)?;
-    let pixels = decode::read(path, &Limits::default())?.pixels;
-    Ok(Some(InitImage { pixels, strength }))
+    walk::expect(&path, &decode::EXTENSIONS)?;
+    let bytes = decode::load(&path)?;
+    let pixels = decode::decode(&path, &bytes, &Limits::default())?.pixels;
+    let hash = format!("{:x}", Sha256::digest(&bytes))[..10].to_owned();
+    Ok((InitImage { pixels, strength }, (path, hash)))
 }
 
 fn other<'a>(recipe: &'a Recipe, key: &str) -> Option<&'a str> {
