@@ -118,7 +118,7 @@ fn ctrl_c_keeps_what_was_made() {
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(run.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert!(lines.any(|l| l.contains("\"loss\"")), "no step was made");
+    assert!(lines.by_ref().filter(|l| l.contains("\"loss\"")).nth(1).is_some(), "no two steps were made");
     Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
     let last = lines.last().unwrap_or_default();
     assert_eq!(run.wait().unwrap().code(), Some(130));
