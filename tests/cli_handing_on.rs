@@ -40,7 +40,10 @@ fn merge_resize_and_convert() {
         .assert()
         .success()
         .stdout("c.safetensors\n")
-        .stderr(contains("relative error 0.000 %"));
+        .stderr(contains("exact: the change is the weighted sum"));
+    let linear = ["merge", &a, &b, "--method", "linear", "-o", "linear.safetensors"];
+    let said = contains("another than the weighted sum").and(contains("relative error").not());
+    scumble(root).args(linear).assert().success().stderr(said);
     let (one, two) = (ranks(Path::new(&a)), ranks(&root.join("c.safetensors")));
     assert!(one.iter().zip(&two).all(|(one, two)| 2 * one == *two), "ranks add up");
     let file = SafetensorsFile::read(root.join("c.safetensors")).unwrap();
@@ -89,7 +92,9 @@ fn bake_and_extract() {
         .assert()
         .success()
         .stdout("out.safetensors\n")
-        .stderr(contains("relative error"));
+        .stderr(contains("relative error").and(contains("more layers differ and are left out")));
+    let convolutions = ["--conv-rank", "4", "--force"];
+    scumble(root).args(extract).args(convolutions).assert().success().stderr(contains("left out").not());
     assert!(ranks(&root.join("out.safetensors")).iter().all(|r| *r == 4));
     scumble(root)
         .args(["generate", "cat", "--model", "baked", "--steps", "1", "--size", "64x64"])

@@ -104,9 +104,7 @@ pub fn extract(
         };
         let pair = (tuned.component(*component)?.store, base.component(*component)?.store);
         for (path, shape) in table.layers().filter(|(path, _)| path.part == part) {
-            if let Some(rank) = options.rank_of(path, shape) {
-                layers.push((path, shape, rank, pair.clone()));
-            }
+            layers.push((path, shape, options.rank_of(path, shape), pair.clone()));
         }
     }
     let results = layers::map(&layers, progress, |(path, shape, rank, (tuned, base))| {
@@ -114,16 +112,35 @@ pub fn extract(
         extract_layer(&delta, path, shape, *rank, options).map_err(|e| e.context(path.to_string()))
     })?;
     let mut adapter = Adapter { metadata: metadata(tuned, base), ..Adapter::default() };
-    let mut losses = Vec::new();
-    for (low_rank, loss) in results.into_iter().flatten() {
-        adapter.layers.insert(loss.layer.clone(), Delta::LowRank(low_rank));
-        losses.push(loss);
+    let (mut losses, mut left_out) = (Vec::new(), Vec::new());
+    for ((path, ..), found) in layers.into_iter().zip(results) {
+        match found {
+            Found::Equal => {}
+            Found::LeftOut => left_out.push(path.clone()),
+            Found::Extracted(low_rank, loss) => {
+                adapter.layers.insert(path.clone(), Delta::LowRank(low_rank));
+                losses.push(loss);
+            }
+        }
     }
     if adapter.layers.is_empty() {
-        return Err(Error::invalid(format!("{} and {} do not differ", tuned.origin, base.origin)));
+        let message = format!("{} and {} do not differ", tuned.origin, base.origin);
+        return Err(match left_out.len() {
+            0 => Error::invalid(message),
+            n => Error::invalid(format!("{message} on the layers that are extracted, and do on {n} others"))
+                .with_hint("`--conv-rank` extracts convolutions, too"),
+        });
     }
     record_ranks(&mut adapter);
-    Ok(Cut { adapter, losses, kept: Vec::new() })
+    Ok(Cut { adapter, losses, kept: Vec::new(), left_out })
+}
+
+/// What became of a layer.
+enum Found {
+    Equal,
+    /// It differs, and no rank was given for its kind.
+    LeftOut,
+    Extracted(LowRank, LayerLoss),
 }
 
 /// In f32, in the table's shape.
@@ -147,16 +164,17 @@ fn extract_layer(
     delta: &Tensor,
     path: &LayerPath,
     shape: &[usize],
-    rank: usize,
+    rank: Option<usize>,
     options: &ExtractOptions,
-) -> Result<Option<(LowRank, LayerLoss)>> {
+) -> Result<Found> {
     let largest = delta.abs()?.flatten_all()?.max(0)?.to_scalar::<f32>()?;
     if largest.is_nan() || largest.is_infinite() {
         return Err(Error::invalid("the difference holds NaN or infinity"));
     }
     if f64::from(largest) <= options.min_difference {
-        return Ok(None);
+        return Ok(Found::Equal);
     }
+    let Some(rank) = rank else { return Ok(Found::LeftOut) };
     let delta = delta.flatten_from(1)?;
     let full = delta.dim(0)?.min(delta.dim(1)?);
     let svd = if options.exact { Svd::of_matrix(&delta)? } else { Svd::leading(&delta, rank, options.seed)? };
@@ -173,7 +191,7 @@ fn extract_layer(
         error: frobenius(&left)?,
     };
     let low_rank = low_rank((up, down), shape, Some(rank as f64))?;
-    Ok(Some((in_dtype(low_rank, options.dtype)?, loss)))
+    Ok(Found::Extracted(in_dtype(low_rank, options.dtype)?, loss))
 }
 
 /// Numbers beyond the quantile of both factors' numbers are brought to it, on both sides of 0. The quantile is torch's:

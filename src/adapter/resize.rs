@@ -24,6 +24,8 @@ pub struct Cut {
     pub losses: Vec<LayerLoss>,
     /// Layers that were kept as they are, with their algorithm.
     pub kept: Vec<(LayerPath, &'static str)>,
+    /// Layers that differ and were not looked for, by the rank they were given.
+    pub left_out: Vec<LayerPath>,
 }
 
 /// Cuts every low-rank layer to what `limit` says. The new alpha is the old scale times the new rank, and factors stay
@@ -54,7 +56,7 @@ pub fn resize(
     }
     record(&mut resized.metadata, limit, &losses);
     record_ranks(&mut resized);
-    Ok(Cut { adapter: resized, losses, kept })
+    Ok(Cut { adapter: resized, losses, kept, left_out: Vec::new() })
 }
 
 /// `None` for what is not two factors whatever the base weight is.

@@ -150,7 +150,15 @@ pub(super) fn report_losses(cut: &Cut, every_layer: bool, context: &Context) {
     for (layer, algorithm) in &cut.kept {
         console.note(&format!("warning: {layer} is {algorithm}, which is kept as it is"));
     }
-    let total = total_error(&cut.losses);
+    if !cut.left_out.is_empty() {
+        let (n, some) = (cut.left_out.len(), some_of(&cut.left_out));
+        console.note(&format!(
+            "warning: {n} more layers differ and are left out ({some}): `--conv-rank` takes convolutions, too"
+        ));
+    }
+    // Arithmetic on factors has no change of its own to be compared with.
+    let compared = cut.losses.iter().any(|loss| loss.norm > 0.0);
+    let total = compared.then(|| total_error(&cut.losses));
     let mut worst: Vec<&LayerLoss> = cut.losses.iter().filter(|l| l.error > 0.0).collect();
     worst.sort_by(|a, b| b.relative().total_cmp(&a.relative()).then_with(|| a.layer.cmp(&b.layer)));
     let shown: Vec<&LayerLoss> = if every_layer || console.is_json() {
@@ -172,10 +180,17 @@ pub(super) fn report_losses(cut: &Cut, every_layer: bool, context: &Context) {
     let (least, most) = (ranks.clone().min().unwrap_or_default(), ranks.max().unwrap_or_default());
     let layers = cut.losses.len();
     if console.is_json() {
-        let line = json!({ "event": "result", "layers": layers, "relative_error": total, "rank_min": least, "rank_max": most });
+        let line = json!({ "event": "result", "layers": layers, "relative_error": total, "rank_min": least, "rank_max": most,
+            "left_out": cut.left_out.iter().map(ToString::to_string).collect::<Vec<_>>() });
         console.data(&line.to_string());
     } else {
         let ranks = if least == most { format!("rank {most}") } else { format!("ranks {least} to {most}") };
-        console.note(&format!("{layers} layers, {ranks}, relative error {:.3} % in total", 100.0 * total));
+        let error = total.map(|total| format!(", relative error {:.3} % in total", 100.0 * total));
+        console.note(&format!("{layers} layers, {ranks}{}", error.unwrap_or_default()));
     }
+}
+
+fn some_of(layers: &[impl ToString]) -> String {
+    let named: Vec<String> = layers.iter().take(3).map(ToString::to_string).collect();
+    format!("{}{}", named.join(", "), if layers.len() > 3 { ", …" } else { "" })
 }

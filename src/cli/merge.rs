@@ -70,5 +70,12 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let cut =
         adapter_files::with_progress(context, |progress| merge::merge(&blend, &table, &options, progress))?;
     adapter_files::report_losses(&cut, args.layers, context);
+    match options.method {
+        Method::Cat => context.console.note("exact: the change is the weighted sum of the adapters' changes"),
+        method if method.takes_rank() => {}
+        method => context.console.note(&format!(
+            "`{method}` computes on factors, as PEFT does: the change is another than the weighted sum"
+        )),
+    }
     adapter_files::save(&cut.adapter, (&out, args.files.dialect), &table, context)
 }

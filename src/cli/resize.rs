@@ -1,6 +1,6 @@
 //! `scumble resize`.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use super::{
     Context,
@@ -78,6 +78,15 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let adapter = adapter_files::load(&args.file, &table, &args.files.loading.options(), context)?;
     let cut =
         adapter_files::with_progress(context, |progress| resize::resize(&adapter, &table, &limit, progress))?;
+    if cut.losses.is_empty() {
+        let kinds: BTreeSet<&str> = cut.kept.iter().map(|(_, algorithm)| *algorithm).collect();
+        let kinds: Vec<&str> = kinds.into_iter().collect();
+        return Err(Error::file(
+            &args.file,
+            format!("has no LoRA layer to resize, only {}", kinds.join(", ")),
+        )
+        .with_hint("`merge FILE --rank N` makes a LoRA of it"));
+    }
     adapter_files::report_losses(&cut, args.layers, context);
     adapter_files::save(&cut.adapter, (&out, args.files.dialect), &table, context)
 }

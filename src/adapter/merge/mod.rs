@@ -75,7 +75,7 @@ pub fn merge(
         losses.push(loss);
     }
     record_ranks(&mut adapter);
-    Ok(Cut { adapter, losses, kept: Vec::new() })
+    Ok(Cut { adapter, losses, kept: Vec::new(), left_out: Vec::new() })
 }
 
 fn check(blend: &Blend, options: &MergeOptions) -> Result<()> {
