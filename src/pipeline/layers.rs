@@ -7,7 +7,7 @@ use candle_core::Tensor;
 
 use super::load;
 use crate::{
-    adapter::{NameTable, Parts, format::Fit},
+    adapter::{NameTable, Parts, Survey, format::Fit},
     error::{Error, Result},
     models::{ClipTextModel, UNet2DConditionModel, clip::ClipTextConfig, family, unet::UNetConfig},
     nn::{LayerPath, Part},
@@ -62,12 +62,16 @@ pub fn detect(files: &[SafetensorsFile]) -> Result<(&'static str, NameTable)> {
         }
     }
     consider(embedded::NAME, of_checkpoint(&embedded::open()?)?);
+    if let Some((file, what)) = files.iter().find_map(|f| Some((f, Survey::of(f).ok()?.foreign?))) {
+        return Err(Error::file(file.path(), format!("belongs to {what}, which no Stable Diffusion is")));
+    }
     let names: Vec<String> = files.iter().map(|f| f.path().display().to_string()).collect();
     match best {
         Some((_, name, table)) if files.iter().all(|f| Fit::of(f, &table).fitting > 0) => Ok((name, table)),
-        _ => Err(Error::invalid(format!("{}: fits no known model", names.join(", "))).with_hint(
-            "`--model` names the model that the adapter is for; all adapters must be for one family",
-        )),
+        _ => Err(Error::invalid(format!("{}: fits no known model", names.join(", "))).with_hint(match files {
+            [_] => "`--model` names the model that the adapter is for; `scumble inspect` says what the file holds",
+            _ => "`--model` names the model that the adapters are for; all must be for one family",
+        })),
     }
 }
 
