@@ -458,3 +458,11 @@ fn the_two_spellings_of_one_adapter_are_the_same() {
     assert_eq!(found[0]["blocks"], found[1]["blocks"]);
     assert_eq!(found[0]["trained"], found[1]["trained"]);
 }
+
+#[test]
+fn a_file_for_another_kind_of_model_is_called_so() {
+    let dir = TempDir::new().unwrap();
+    let flux = repository("tests/hostile/adapter/foreign_flux.safetensors").display().to_string();
+    let refused = scumble(dir.path()).args(["check", &flux]).assert().code(1);
+    refused.stderr(contains("foreign_flux.safetensors: belongs to Flux"));
+}
