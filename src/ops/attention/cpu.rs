@@ -1,11 +1,15 @@
 //! A block of queries of one head at a time: its scores fit the cache and are never stored.
 
+use std::ops::{Range, RangeInclusive};
+
 use rayon::prelude::*;
 
-use crate::ops::cpu::{Mat, MatMut, Threads, gemm, math, products_together, simd, together};
+use crate::ops::cpu::{Mat, MatMut, Packed, Panels, Shared, gemm_packed, math, products_together, simd};
 
-/// Queries of a block.
-const QUERIES: usize = 64;
+/// Scores of a block: a share of the second cache.
+const SCORES: usize = 1 << 16;
+/// Queries of a block: at most what fills the cache's lines, at least what keeps the multipliers busy.
+const QUERIES: RangeInclusive<usize> = 24..=96;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -26,9 +30,9 @@ impl Sizes {
         1.0 / (self.head_width() as f32).sqrt()
     }
 
-    /// How many keys the queries before `end` see.
-    fn visible(&self, end: usize) -> usize {
-        if self.causal { end.min(self.m) } else { self.m }
+    /// Queries of a block.
+    fn block(&self) -> usize {
+        (SCORES / self.m.max(1)).clamp(*QUERIES.start(), *QUERIES.end()) / 12 * 12
     }
 }
 
@@ -43,22 +47,21 @@ pub(super) struct Operands<'a> {
 /// The output (b, n, d).
 pub(super) fn forward(t: Operands<'_>, s: Sizes) -> Vec<f32> {
     let mut out = vec![0.0; t.q.len()];
-    let pictures = out.par_chunks_mut(s.n * s.d).with_min_len(products_together(2 * s.n * s.m * s.d));
-    pictures.enumerate().for_each(|(b, out)| {
-        let t = t.picture(b, s);
-        let blocks =
-            out.par_chunks_mut(QUERIES * s.d).with_min_len(products_together(2 * QUERIES * s.m * s.d));
-        blocks.enumerate().for_each_init(Vec::new, |scores, (block, out)| {
-            let first = block * QUERIES;
-            let rows = out.len() / s.d;
-            let keys = s.visible(first + rows);
-            for head in 0..s.heads {
-                t.weights(s, head, first, (rows, keys), scores);
-                let (at, width) = (head * s.head_width(), s.head_width());
-                let v = Mat::strided(&t.v[at..], keys, width, s.d);
-                let out = MatMut::strided(&mut out[at..], rows, width, s.d);
-                gemm(out, false, Mat::new(scores, rows, keys), v, 1.0, Threads::One);
-            }
+    let shared = Shared::new(&mut out);
+    let (width, block) = (s.head_width(), s.block());
+    t.heads(s).for_each_init(Default::default, |(keys, values): &mut (Panels, Panels), head| {
+        keys.fill(head.k.t());
+        values.fill(head.v);
+        let (keys, values) = (keys.packed(), values.packed());
+        let blocks = (0..s.n.div_ceil(block)).into_par_iter();
+        let blocks = blocks.with_min_len(products_together(2 * block * s.m * width));
+        blocks.for_each_init(Vec::new, |scores, i| {
+            let rows = i * block..((i + 1) * block).min(s.n);
+            head.weights(rows.clone(), keys, scores);
+            let at = head.queries + rows.start * s.d;
+            // SAFETY: no other task has these rows of this head.
+            let out = unsafe { shared.matrix(at, rows.len(), width, s.d) };
+            gemm_packed(out, false, Mat::new(scores, rows.len(), s.m), values, 1.0);
         });
     });
     out
@@ -67,74 +70,88 @@ pub(super) fn forward(t: Operands<'_>, s: Sizes) -> Vec<f32> {
 /// The gradients of q, k and v. The weights are computed again, block by block:
 /// with P the weights and G the gradient of the output, gv = Pᵀ G, gs = P ⊙ (G vᵀ - rowsum(P ⊙ G vᵀ)), gq = gs k, gk = gsᵀ q.
 pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
-    let batch = t.q.len() / (s.n * s.d);
-    let heads: Vec<[Vec<f32>; 3]> = (0..batch * s.heads)
-        .into_par_iter()
-        .with_min_len(products_together(5 * s.n * s.m * s.head_width()))
-        .map(|i| {
-            let b = i / s.heads;
-            head_backward(t.picture(b, s), s, i % s.heads, &g[b * s.n * s.d..(b + 1) * s.n * s.d])
-        })
-        .collect();
-    [0, 1, 2].map(|which| {
-        let rows = if which == 0 { s.n } else { s.m };
-        let width = s.head_width();
-        let mut joined = vec![0.0; batch * rows * s.d];
-        joined.par_chunks_mut(s.d).with_min_len(together(s.d)).enumerate().for_each(|(row, joined)| {
-            let (b, row) = (row / rows, row % rows);
-            for (head, joined) in joined.chunks_exact_mut(width).enumerate() {
-                joined.copy_from_slice(&heads[b * s.heads + head][which][row * width..(row + 1) * width]);
-            }
-        });
-        joined
-    })
+    let mut grads = [t.q, t.k, t.v].map(|t| vec![0.0; t.len()]);
+    let [gq, gk, gv] = grads.each_mut().map(|g| Shared::new(g));
+    let width = s.head_width();
+    t.heads(s).for_each_init(Buffers::default, |buffers, head| {
+        let Buffers { keys, values, key_rows, block_rows, weights, slopes } = buffers;
+        keys.fill(head.k.t());
+        values.fill(head.v.t());
+        key_rows.fill(head.k);
+        let of_head = |rows: &Range<usize>| head.queries + rows.start * s.d;
+        // SAFETY: no other task has this head.
+        let matrix = |of: &Shared<'_>, at: usize, rows: usize| unsafe { of.matrix(at, rows, width, s.d) };
+        for first in (0..s.n).step_by(s.block()) {
+            let rows = first..(first + s.block()).min(s.n);
+            let count = rows.len();
+            head.weights(rows.clone(), keys.packed(), weights);
+            let g = Mat::strided(&g[of_head(&rows)..], count, width, s.d);
+            let p = Mat::new(weights, count, s.m);
+            block_rows.fill(g);
+            gemm_packed(matrix(&gv, head.seen, s.m), true, p.t(), block_rows.packed(), 1.0);
+
+            slopes.resize(count * s.m, 0.0);
+            gemm_packed(MatMut::new(slopes, count, s.m), false, g, values.packed(), 1.0);
+            softmax_backward(weights, s.m, slopes);
+            let gs = Mat::new(slopes, count, s.m);
+            gemm_packed(matrix(&gq, of_head(&rows), count), false, gs, key_rows.packed(), s.scale());
+            block_rows.fill(head.q.rows(rows));
+            gemm_packed(matrix(&gk, head.seen, s.m), true, gs.t(), block_rows.packed(), s.scale());
+        }
+    });
+    grads
 }
 
-fn head_backward(t: Operands<'_>, s: Sizes, head: usize, g: &[f32]) -> [Vec<f32>; 3] {
-    let (width, at) = (s.head_width(), head * s.head_width());
-    let (mut gq, mut gk, mut gv) = (vec![0.0; s.n * width], vec![0.0; s.m * width], vec![0.0; s.m * width]);
-    let (mut weights, mut slopes) = (Vec::new(), Vec::new());
-    for (block, gq) in gq.chunks_mut(QUERIES * width).enumerate() {
-        let first = block * QUERIES;
-        let rows = gq.len() / width;
-        let keys = s.visible(first + rows);
-        t.weights(s, head, first, (rows, keys), &mut weights);
-        let p = Mat::new(&weights, rows, keys);
-        let g = Mat::strided(&g[first * s.d + at..], rows, width, s.d);
-        gemm(MatMut::new(&mut gv[..keys * width], keys, width), true, p.t(), g, 1.0, Threads::One);
+/// What the backward pass of a head keeps.
+#[derive(Default)]
+struct Buffers {
+    keys: Panels,
+    values: Panels,
+    key_rows: Panels,
+    block_rows: Panels,
+    weights: Vec<f32>,
+    slopes: Vec<f32>,
+}
 
-        slopes.resize(rows * keys, 0.0);
-        let v = Mat::strided(&t.v[at..], keys, width, s.d);
-        gemm(MatMut::new(&mut slopes, rows, keys), false, g, v.t(), 1.0, Threads::One);
-        softmax_backward(&weights, keys, &mut slopes);
-        let gs = Mat::new(&slopes, rows, keys);
-        let k = Mat::strided(&t.k[at..], keys, width, s.d);
-        gemm(MatMut::new(gq, rows, width), false, gs, k, s.scale(), Threads::One);
-        let q = Mat::strided(&t.q[first * s.d + at..], rows, width, s.d);
-        gemm(MatMut::new(&mut gk[..keys * width], keys, width), true, gs.t(), q, s.scale(), Threads::One);
-    }
-    [gq, gk, gv]
+/// One head of one picture.
+struct Head<'a> {
+    q: Mat<'a>,
+    k: Mat<'a>,
+    v: Mat<'a>,
+    /// Where its part of q and of the output begins.
+    queries: usize,
+    /// Where its part of k and v begins.
+    seen: usize,
+    sizes: Sizes,
 }
 
 impl<'a> Operands<'a> {
-    fn picture(self, b: usize, s: Sizes) -> Operands<'a> {
-        let part = |t: &'a [f32], rows: usize| &t[b * rows * s.d..(b + 1) * rows * s.d];
-        Operands { q: part(self.q, s.n), k: part(self.k, s.m), v: part(self.v, s.m) }
+    fn heads(self, s: Sizes) -> impl IndexedParallelIterator<Item = Head<'a>> {
+        let (width, count) = (s.head_width(), self.q.len() / (s.n * s.d) * s.heads);
+        let head = move |i: usize| {
+            let (b, at) = (i / s.heads, i % s.heads * width);
+            let (queries, seen) = (b * s.n * s.d + at, b * s.m * s.d + at);
+            let part = |t: &'a [f32], start: usize, rows| Mat::strided(&t[start..], rows, width, s.d);
+            let (q, k, v) = (part(self.q, queries, s.n), part(self.k, seen, s.m), part(self.v, seen, s.m));
+            Head { q, k, v, queries, seen, sizes: s }
+        };
+        (0..count).into_par_iter().with_min_len(products_together(2 * s.n * s.m * width)).map(head)
     }
+}
 
-    /// The softmax of the scores of `rows` queries from `first` on the first `keys` keys.
-    fn weights(self, s: Sizes, head: usize, first: usize, (rows, keys): (usize, usize), out: &mut Vec<f32>) {
-        let (width, at) = (s.head_width(), head * s.head_width());
-        out.resize(rows * keys, 0.0);
-        let q = Mat::strided(&self.q[first * s.d + at..], rows, width, s.d);
-        let k = Mat::strided(&self.k[at..], keys, width, s.d);
-        gemm(MatMut::new(out, rows, keys), false, q, k.t(), s.scale(), Threads::One);
-        if s.causal {
-            for (row, out) in out.chunks_exact_mut(keys).enumerate() {
-                out[(first + row + 1).min(keys)..].fill(f32::NEG_INFINITY);
+impl Head<'_> {
+    /// The softmax of the scores of some queries on all keys, (rows, m). Keys after a causal query have weight 0.
+    fn weights(&self, rows: Range<usize>, keys: Packed<'_>, out: &mut Vec<f32>) {
+        let m = self.sizes.m;
+        out.resize(rows.len() * m, 0.0);
+        let q = self.q.rows(rows.clone());
+        gemm_packed(MatMut::new(out, rows.len(), m), false, q, keys, self.sizes.scale());
+        if self.sizes.causal {
+            for (row, out) in rows.zip(out.chunks_exact_mut(m)) {
+                out[(row + 1).min(m)..].fill(f32::NEG_INFINITY);
             }
         }
-        softmax(out, keys);
+        softmax(out, m);
     }
 }
 

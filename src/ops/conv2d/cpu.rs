@@ -1,17 +1,19 @@
-//! Large 3×3 convolutions go through [`winograd`], the others are implicit matrix products: a tile of output pixels at a time, its neighbourhoods are laid out as rows
-//! (runs of contiguous channels) in a buffer that fits the cache, then multiplied by the kernel.
+//! 3×3 convolutions with enough tiles go through [`winograd`]; the others are matrix products with the neighbourhoods of
+//! the output pixels as columns, which are laid out as the product takes them and nowhere stored.
 //!
 //! Kernels are taken as (out, kh · kw · in), channels last.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
 use super::{
     Sizes,
-    winograd::{self, Kernel, Term},
+    winograd::{self, Input, Kernel, Output},
 };
 use crate::ops::{
-    cpu::{Mat, MatMut, Threads, gemm, products_together, together},
-    linear::cpu::scale_columns,
+    cpu::{LANES, Mat, MatMut, Panels, Threads, gemm, gemm_with, pack_columns, pack_rows, together},
+    linear::cpu::{biased, scale_columns},
     low_rank::BranchValues,
 };
 
@@ -23,26 +25,58 @@ pub(super) fn forward(
     branch: Option<&BranchValues<'_>>,
     s: Sizes,
 ) -> (Vec<f32>, Vec<f32>) {
-    let out = weight.len() / s.window();
-    if !winograd::pays(s, out) {
-        return gathered(x, weight, bias, branch, s);
+    let (out, pixels) = (weight.len() / s.window(), s.pixels());
+    let mut y = biased(pixels, out, bias);
+    let rank = branch.map_or(0, |b| b.scale.len());
+    let mut z = vec![0.0; pixels * rank];
+    if winograd::pays(s, out) {
+        let mut outputs = vec![Output { values: &mut y, channels: out, kernels: vec![Kernel::Forward(weight)] }];
+        if let Some(branch) = branch {
+            let kernels = vec![Kernel::Forward(&branch.down)];
+            outputs.push(Output { values: &mut z, channels: rank, kernels });
+        }
+        winograd::add(&[Input { values: x, sizes: s }], &mut outputs);
+    } else {
+        direct(x, weight, &mut y, bias.is_some(), s);
+        if let Some(branch) = branch {
+            direct(x, &branch.down, &mut z, false, s);
+        }
     }
-    let mut y = vec![0.0; s.pixels() * out];
-    if let Some(bias) = bias {
-        y.par_chunks_mut(out).with_min_len(together(out)).for_each(|y| y.copy_from_slice(bias));
+    if let Some(BranchValues { up, scale, .. }) = branch {
+        scale_columns(&mut z, scale);
+        let (rows, up) = (Mat::new(&z, pixels, rank), Mat::new(up, out, rank).t());
+        gemm(MatMut::new(&mut y, pixels, out), true, rows, up, 1.0, Threads::All);
     }
-    let term = Term { input: x, sizes: s, kernel: Kernel::new(weight, s.c) };
-    let Some(BranchValues { down, up, scale }) = branch else {
-        winograd::add(&[term], &mut y, None);
-        return (y, Vec::new());
-    };
-    let rank = scale.len();
-    let mut z = vec![0.0; s.pixels() * rank];
-    winograd::add(&[term], &mut y, Some((&Kernel::new(down, s.c), &mut z)));
-    scale_columns(&mut z, scale);
-    let (y_rows, z_rows) = (MatMut::new(&mut y, s.pixels(), out), Mat::new(&z, s.pixels(), rank));
-    gemm(y_rows, true, z_rows, Mat::new(up, out, rank).t(), 1.0, Threads::All);
     (y, z)
+}
+
+/// The direct sum, to y (b h' w', out).
+fn direct(x: &[f32], weight: &[f32], y: &mut [f32], keep: bool, s: Sizes) {
+    let (window, pixels) = (s.window(), s.pixels());
+    let out = weight.len() / window;
+    let y = MatMut::new(y, pixels, out).t();
+    gemm_with(y, keep, Mat::new(weight, out, window), 1.0, Threads::All, |part, columns, panels| {
+        pack_neighbourhoods(x, s, part, columns, panels);
+    });
+}
+
+/// A part of the neighbourhoods of some output pixels, as columns.
+fn pack_neighbourhoods(x: &[f32], s: Sizes, part: Range<usize>, pixels: Range<usize>, panels: &mut Panels) {
+    let starts = pixels.clone().step_by(LANES);
+    for (first, panel) in starts.zip(panels.clear(part.len(), pixels.len())) {
+        let mut at = part.start;
+        while at < part.end {
+            // The part of one tap: contiguous channels of one pixel each.
+            let (tap, channel) = (at / s.c, at % s.c);
+            let count = (s.c - channel).min(part.end - at);
+            let sources = std::array::from_fn(|lane| {
+                let pixel = Some(first + lane).filter(|pixel| *pixel < pixels.end)?;
+                Some(s.seen(pixel, tap)? * s.c + channel)
+            });
+            pack_columns(x, &sources, count, &mut panel[(at - part.start) * LANES..][..count * LANES]);
+            at += count;
+        }
+    }
 }
 
 /// (out, in, taps) to (out, taps, in).
@@ -58,107 +92,51 @@ pub(super) fn channels_last(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
     turned
 }
 
-/// The direct sum, tile by tile.
-fn gathered(
-    x: &[f32],
-    weight: &[f32],
-    bias: Option<&[f32]>,
-    branch: Option<&BranchValues<'_>>,
-    s: Sizes,
-) -> (Vec<f32>, Vec<f32>) {
-    let window = s.window();
-    let (out, rank) = (weight.len() / window, branch.map_or(1, |b| b.scale.len()));
-    let branch = branch.map(|b| (&*b.down, &*b.up, &*b.scale));
-    // At least one value a pixel, so that the tiles of y and z are as many.
-    let (mut y, mut z) = (vec![0.0; s.pixels() * out], vec![0.0; s.pixels() * rank]);
-    let (tile, threads) = s.tiling();
-    let tiles = y.par_chunks_mut(tile * out).zip(z.par_chunks_mut(tile * rank));
-    let tiles = tiles.with_min_len(products_together(tile * window * out));
-    tiles.enumerate().for_each_init(Vec::new, |columns, (i, (y, z))| {
-        let rows = y.len() / out;
-        gather(x, s, i * tile, rows, columns);
-        let columns = Mat::new(columns, rows, window);
-        if let Some(bias) = bias {
-            y.chunks_exact_mut(out).for_each(|y| y.copy_from_slice(bias));
-        }
-        gemm(
-            MatMut::new(y, rows, out),
-            bias.is_some(),
-            columns,
-            Mat::new(weight, out, window).t(),
-            1.0,
-            threads,
-        );
-        if let Some((down, up, scale)) = branch {
-            gemm(MatMut::new(z, rows, rank), false, columns, Mat::new(down, rank, window).t(), 1.0, threads);
-            scale_columns(z, scale);
-            let (z, up) = (Mat::new(z, rows, rank), Mat::new(up, out, rank));
-            gemm(MatMut::new(y, rows, out), true, z, up.t(), 1.0, threads);
-        }
-    });
-    (y, z)
-}
-
 /// Σ over `terms` (gradient, kernel) of the gradient of x, (b h w, in).
 pub(super) fn input_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
     if s.stride != 1 {
         return scattered_gradient(terms, s);
     }
     let outs: Vec<usize> = terms.iter().map(|(_, weight)| weight.len() / s.window()).collect();
-    if !winograd::pays(s.transposed(outs.first().copied().unwrap_or_default()), s.c) {
-        return gathered_gradient(terms, s);
+    let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
+    if winograd::pays(s.transposed(outs.first().copied().unwrap_or_default()), s.c) {
+        let inputs: Vec<Input<'_>> = terms
+            .iter()
+            .zip(&outs)
+            .map(|((g, _), out)| Input { values: g, sizes: s.transposed(*out) })
+            .collect();
+        let kernels = terms.iter().map(|(_, weight)| Kernel::Backward(weight)).collect();
+        winograd::add(&inputs, &mut [Output { values: &mut gx, channels: s.c, kernels }]);
+        return gx;
     }
-    let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
-    let terms: Vec<Term<'_>> = terms
-        .iter()
-        .zip(&outs)
-        .map(|((input, weight), out)| Term {
-            input,
-            sizes: s.transposed(*out),
-            kernel: Kernel::backward(weight, s.c),
-        })
-        .collect();
-    winograd::add(&terms, &mut gx, None);
+    for (i, ((g, weight), out)) in terms.iter().zip(outs).enumerate() {
+        direct_gradient(g, weight, &mut gx, i > 0, (s, out));
+    }
     gx
 }
 
-/// Stride 1: a convolution of the gradient with the flipped kernel.
-fn gathered_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
-    let terms: Vec<(&[f32], Sizes, Vec<f32>)> = terms
-        .iter()
-        .map(|(g, weight)| {
-            let out = weight.len() / s.window();
-            (*g, s.transposed(out), flipped(weight, out, s))
-        })
-        .collect();
-    let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
-    // All terms share a tile; the first is the widest.
-    let (tile, threads) = terms.first().map_or((1, Threads::One), |(_, s, _)| s.tiling());
-    let window = terms.first().map_or(1, |(_, s, _)| s.window());
-    let tiles = gx.par_chunks_mut(tile * s.c).with_min_len(products_together(tile * window * s.c));
-    tiles.enumerate().for_each_init(Vec::new, |columns, (i, gx)| {
-        let rows = gx.len() / s.c;
-        for (term, (g, sizes, weight)) in terms.iter().enumerate() {
-            gather(g, *sizes, i * tile, rows, columns);
-            let (columns, weight) =
-                (Mat::new(columns, rows, sizes.window()), Mat::new(weight, sizes.window(), s.c));
-            gemm(MatMut::new(gx, rows, s.c), term > 0, columns, weight, 1.0, threads);
+/// Stride 1: a convolution of the gradient with the kernel turned by 180 degrees.
+fn direct_gradient(g: &[f32], weight: &[f32], gx: &mut [f32], keep: bool, (s, out): (Sizes, usize)) {
+    let (turned, taps) = (s.transposed(out), s.kh * s.kw);
+    let pixels = turned.pixels();
+    let mut rows = Vec::new();
+    // Pictures that come here are small, or the gradient's channels are few.
+    gather(g, turned, 0, pixels, &mut rows);
+    let rows = Mat::new(&rows, pixels, taps * out);
+    gemm_with(MatMut::new(gx, pixels, s.c), keep, rows, 1.0, Threads::All, |part, columns, panels| {
+        let starts = columns.clone().step_by(LANES);
+        for (first, panel) in starts.zip(panels.clear(part.len(), columns.len())) {
+            let width = LANES.min(columns.end - first);
+            let mut at = part.start;
+            while at < part.end {
+                let (tap, o) = (at / out, at % out);
+                let count = (out - o).min(part.end - at);
+                let source = &weight[(o * taps + taps - 1 - tap) * s.c + first..];
+                pack_rows(source, (taps * s.c, 1), width, &mut panel[(at - part.start) * LANES..][..count * LANES]);
+                at += count;
+            }
         }
     });
-    gx
-}
-
-/// The kernel (out, kh, kw, in) as (kh, kw, out, in), turned by 180 degrees.
-fn flipped(weight: &[f32], out: usize, s: Sizes) -> Vec<f32> {
-    let taps = s.kh * s.kw;
-    let mut packed = vec![0.0; weight.len()];
-    packed.par_chunks_mut(out * s.c).enumerate().for_each(|(tap, packed)| {
-        let source = taps - 1 - tap;
-        for (o, packed) in packed.chunks_exact_mut(s.c).enumerate() {
-            packed.copy_from_slice(&weight[(o * taps + source) * s.c..][..s.c]);
-        }
-    });
-    packed
 }
 
 /// Any stride: the gradients of all neighbourhoods, added where they came from. Pictures in parallel.
@@ -166,7 +144,7 @@ fn scattered_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
     let (window, area) = (s.window(), s.out_h * s.out_w);
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
     let threads = if s.b > 1 { Threads::One } else { Threads::All };
-    let (tile, _) = s.tiling();
+    let tile = s.tile();
     gx.par_chunks_mut(s.h * s.w * s.c).enumerate().for_each_init(
         Vec::new,
         |columns: &mut Vec<f32>, (b, gx)| {
@@ -196,7 +174,7 @@ pub(super) fn down_gradient(x: &[f32], gz: &[f32], rank: usize, s: Sizes) -> Vec
     /// Partial sums; a constant, so that the result does not depend on the thread count.
     const PARTS: usize = 16;
     let window = s.window();
-    let (tile, _) = s.tiling();
+    let tile = s.tile();
     let tiles = s.pixels().div_ceil(tile);
     let each = tiles.div_ceil(PARTS);
     let parts: Vec<Vec<f32>> = (0..tiles.div_ceil(each))
@@ -248,13 +226,21 @@ impl Sizes {
         self.b * self.out_h * self.out_w
     }
 
-    /// Output pixels of a tile, and who computes it. Tiles depend on the shape only.
-    fn tiling(&self) -> (usize, Threads) {
-        /// Values of the neighbourhoods of a tile: half a megabyte.
+    /// Output pixels whose neighbourhoods are laid out together. It depends on the shape only.
+    fn tile(&self) -> usize {
+        /// Values: half a megabyte.
         const BUFFER: usize = 1 << 17;
-        let tile = (BUFFER / self.window()).clamp(64, 256).next_multiple_of(16);
-        let enough = self.pixels() / tile >= rayon::current_num_threads();
-        (tile, if enough { Threads::One } else { Threads::All })
+        (BUFFER / self.window()).clamp(64, 256).next_multiple_of(16)
+    }
+
+    /// The pixel of the input a tap of an output pixel sees; none in the padding.
+    #[inline(always)]
+    fn seen(&self, pixel: usize, tap: usize) -> Option<usize> {
+        let area = self.out_h * self.out_w;
+        let (b, oy, ox) = (pixel / area, pixel % area / self.out_w, pixel % self.out_w);
+        let row = (oy * self.stride + tap / self.kw).checked_sub(self.pad_top).filter(|row| *row < self.h)?;
+        let column = (ox * self.stride + tap % self.kw).checked_sub(self.pad_left).filter(|c| *c < self.w)?;
+        Some((b * self.h + row) * self.w + column)
     }
 
     /// The convolution of the output's gradient (`out` channels) that gives the input's, for stride 1.
@@ -274,7 +260,7 @@ impl Sizes {
     /// Calls `f` with the runs of contiguous values in the neighbourhood of an output pixel: where they are in the
     /// picture and in the neighbourhood.
     #[inline(always)]
-    fn each_run(&self, pixel: usize, mut f: impl FnMut(usize, std::ops::Range<usize>)) {
+    fn each_run(&self, pixel: usize, mut f: impl FnMut(usize, Range<usize>)) {
         let (oy, ox) = (pixel / self.out_w, pixel % self.out_w);
         let (top, left) = (oy * self.stride, ox * self.stride); // in the padded picture
         let skipped = self.pad_left.saturating_sub(left).min(self.kw);

@@ -2,16 +2,18 @@
 //!
 //! Kernels compute in f32; other dtypes are widened on the way in and narrowed on the way out.
 
-mod gemm;
 pub(crate) mod math;
+mod product;
 mod simd;
 
 use std::ops::{Deref, Range};
 
 use candle_core::{CpuStorage, DType, Shape, Storage, StorageRef, Tensor};
 
-pub(crate) use gemm::{Mat, MatMut, Threads, gemm};
-pub(crate) use simd::simd;
+pub(crate) use product::{
+    LANES, Mat, MatMut, Packed, Panels, Shared, Threads, gemm, gemm_packed, gemm_with, pack_columns, pack_rows,
+};
+pub(crate) use simd::{Level, level, prefetch, simd};
 
 use crate::error::{Error, Result};
 

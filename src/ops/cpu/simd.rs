@@ -1,6 +1,52 @@
 //! Several compilations of one function, the best one chosen at run time.
 
-/// Defines functions whose bodies are also compiled for AVX2 + FMA and AVX-512; the call picks what the CPU has.
+use std::sync::OnceLock;
+
+/// Which vector instructions are used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Level {
+    /// What every processor of the architecture has.
+    Portable,
+    /// AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// AVX-512 F, VL, DQ and BW.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// The best this processor has, or less if `SCUMBLE_SIMD` (`portable` or `avx2`) says so.
+pub(crate) fn level() -> Level {
+    static LEVEL: OnceLock<Level> = OnceLock::new();
+    *LEVEL.get_or_init(|| {
+        let most = match std::env::var("SCUMBLE_SIMD").as_deref() {
+            Ok("portable") => Some(Level::Portable),
+            #[cfg(target_arch = "x86_64")]
+            Ok("avx2") => Some(Level::Avx2),
+            _ => None,
+        };
+        most.map_or(found(), |most| most.min(found()))
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+fn found() -> Level {
+    if !is_x86_feature_detected!("avx2") || !is_x86_feature_detected!("fma") {
+        return Level::Portable;
+    }
+    let wide = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512bw");
+    if wide { Level::Avx512 } else { Level::Avx2 }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn found() -> Level {
+    Level::Portable
+}
+
+/// Defines functions whose bodies are also compiled for AVX2 + FMA and AVX-512; the call picks what [`level`] found.
 /// The loops are plain Rust, vectorised by the compiler; other architectures use their baseline.
 macro_rules! simd {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
@@ -19,17 +65,12 @@ macro_rules! simd {
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                    if is_x86_feature_detected!("avx512f")
-                        && is_x86_feature_detected!("avx512vl")
-                        && is_x86_feature_detected!("avx512dq")
-                        && is_x86_feature_detected!("avx512bw")
-                    {
-                        // SAFETY: the CPU has every feature the function is compiled for.
-                        return unsafe { avx512($($arg),*) };
-                    }
-                    // SAFETY: the CPU has every feature the function is compiled for.
-                    return unsafe { avx2($($arg),*) };
+                match $crate::ops::cpu::level() {
+                    // SAFETY: the processor has every feature the function is compiled for.
+                    $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::ops::cpu::Level::Portable => {}
                 }
             }
             body($($arg),*)
@@ -37,3 +78,21 @@ macro_rules! simd {
     )*};
 }
 pub(crate) use simd;
+
+/// Asks for values that are needed soon.
+#[inline]
+pub(crate) fn prefetch(values: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        /// Values of a cache line.
+        const LINE: usize = 16;
+        let lines = values.chunks(LINE).filter_map(<[f32]>::first).chain(values.last());
+        for value in lines {
+            // SAFETY: a prefetch reads nothing, and the address is a value's.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}

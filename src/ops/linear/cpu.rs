@@ -1,14 +1,11 @@
-//! Rows in parallel tiles: bias, product and branch while the tile is in the cache.
+//! Bias, product and branch.
 
 use rayon::prelude::*;
 
 use crate::ops::{
-    cpu::{Mat, MatMut, Threads, gemm, products_together},
+    cpu::{Mat, MatMut, Threads, gemm, together},
     low_rank::BranchValues,
 };
-
-/// Rows of a tile. Tiles depend on the shape only, so results do not depend on the thread count.
-const TILE: usize = 128;
 
 /// An affine map by rows.
 #[derive(Debug, Clone, Copy)]
@@ -29,29 +26,30 @@ pub(super) fn forward(
     branch: Option<&BranchValues<'_>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let Affine { inputs, outputs, .. } = affine;
-    // At least one value a row, so that the tiles of y and z are as many.
-    let rank = branch.map_or(1, |b| b.scale.len());
-    let (mut y, mut z) = (vec![0.0; m * outputs], vec![0.0; m * rank]);
-    let threads = threads(m);
-    let branch = branch.map(|b| (&*b.down, &*b.up, &*b.scale));
-    let tiles = y.par_chunks_mut(TILE * outputs).zip(z.par_chunks_mut(TILE * rank));
-    let tiles = tiles.with_min_len(products_together(TILE * inputs * outputs));
-    tiles.enumerate().for_each(|(tile, (y, z))| {
-        let rows = y.len() / outputs;
-        let x = Mat::new(&x[tile * TILE * inputs..], rows, inputs);
-        if let Some(bias) = affine.bias {
-            y.chunks_exact_mut(outputs).for_each(|y| y.copy_from_slice(bias));
-        }
-        let weight = Mat::new(affine.weight, outputs, inputs);
-        gemm(MatMut::new(y, rows, outputs), affine.bias.is_some(), x, weight.t(), 1.0, threads);
-        if let Some((down, up, scale)) = branch {
-            gemm(MatMut::new(z, rows, rank), false, x, Mat::new(down, rank, inputs).t(), 1.0, threads);
-            scale_columns(z, scale);
-            let (z, up) = (Mat::new(z, rows, rank), Mat::new(up, outputs, rank));
-            gemm(MatMut::new(y, rows, outputs), true, z, up.t(), 1.0, threads);
-        }
-    });
+    let mut y = biased(m, outputs, affine.bias);
+    let x = Mat::new(x, m, inputs);
+    let weight = Mat::new(affine.weight, outputs, inputs);
+    gemm(MatMut::new(&mut y, m, outputs), affine.bias.is_some(), x, weight.t(), 1.0, Threads::All);
+    let Some(BranchValues { down, up, scale }) = branch else {
+        return (y, Vec::new());
+    };
+    let rank = scale.len();
+    let mut z = vec![0.0; m * rank];
+    gemm(MatMut::new(&mut z, m, rank), false, x, Mat::new(down, rank, inputs).t(), 1.0, Threads::All);
+    scale_columns(&mut z, scale);
+    let (rows, up) = (Mat::new(&z, m, rank), Mat::new(up, outputs, rank));
+    gemm(MatMut::new(&mut y, m, outputs), true, rows, up.t(), 1.0, Threads::All);
     (y, z)
+}
+
+/// (m, out) to add to: the bias in every row, or room.
+pub(in crate::ops) fn biased(m: usize, outputs: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    let mut y = vec![0.0; m * outputs];
+    if let Some(bias) = bias {
+        let rows = y.par_chunks_mut(outputs).with_min_len(together(outputs));
+        rows.for_each(|y| y.copy_from_slice(bias));
+    }
+    y
 }
 
 /// (g up) ⊙ s: the gradient of x downᵀ, (m, r).
@@ -78,18 +76,13 @@ pub(super) fn input_gradient(
 ) -> Vec<f32> {
     let Affine { inputs, outputs, weight, .. } = affine;
     let mut gx = vec![0.0; m * inputs];
-    let threads = threads(m);
-    let tiles = gx.par_chunks_mut(TILE * inputs).with_min_len(products_together(TILE * inputs * outputs));
-    tiles.enumerate().for_each(|(tile, gx)| {
-        let rows = gx.len() / inputs;
-        let g = Mat::new(&g[tile * TILE * outputs..], rows, outputs);
-        gemm(MatMut::new(gx, rows, inputs), false, g, Mat::new(weight, outputs, inputs), 1.0, threads);
-        if let Some((gz, down)) = branch {
-            let rank = down.len() / inputs;
-            let gz = Mat::new(&gz[tile * TILE * rank..], rows, rank);
-            gemm(MatMut::new(gx, rows, inputs), true, gz, Mat::new(down, rank, inputs), 1.0, threads);
-        }
-    });
+    let (g, weight) = (Mat::new(g, m, outputs), Mat::new(weight, outputs, inputs));
+    gemm(MatMut::new(&mut gx, m, inputs), false, g, weight, 1.0, Threads::All);
+    if let Some((gz, down)) = branch {
+        let rank = down.len() / inputs;
+        let (gz, down) = (Mat::new(gz, m, rank), Mat::new(down, rank, inputs));
+        gemm(MatMut::new(&mut gx, m, inputs), true, gz, down, 1.0, Threads::All);
+    }
     gx
 }
 
@@ -107,9 +100,4 @@ pub(in crate::ops) fn scale_columns(z: &mut [f32], scale: &[f32]) {
             *z *= s;
         }
     }
-}
-
-/// A single tile is shared among the threads; several are dealt out.
-fn threads(m: usize) -> Threads {
-    if m > TILE { Threads::One } else { Threads::All }
 }
