@@ -21,6 +21,20 @@ use crate::error::{Error, Result};
 /// What [`write_atomic`] hands to its closure: buffered, seekable.
 pub type Writer = BufWriter<File>;
 
+/// Opens a file to read `expected` (such as "a picture") from it.
+///
+/// # Errors
+/// If it cannot be opened, or is a folder, a pipe or a device.
+pub fn open_regular(path: &Path, expected: &str) -> Result<File> {
+    // Asked before opening: opening a pipe would wait for somebody to write into it.
+    let metadata = fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    if metadata.is_file() {
+        return File::open(path).map_err(|e| Error::io(path, e));
+    }
+    let found = if metadata.is_dir() { "a folder" } else { "not a regular file" };
+    Err(Error::file(path, format!("is {found}, expected {expected}")))
+}
+
 /// Writes a file under a temporary name in its own folder, flushes it to the disk, then renames it: after a crash, a
 /// full disk or a cancelled run the old file, or none, is there, never a part. Missing parent folders are made.
 ///

@@ -2,7 +2,7 @@
 //! content and not from the name, EXIF orientation is applied, transparency is laid on white.
 
 use std::{
-    io::Cursor,
+    io::{Cursor, Read as _},
     path::Path,
     sync::{Mutex, PoisonError},
 };
@@ -11,6 +11,7 @@ use image::{DynamicImage, ImageDecoder, ImageError, ImageReader, RgbImage, error
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Endings that are read. The content decides what the picture is.
 pub const EXTENSIONS: [&str; 9] = ["png", "jpg", "jpeg", "jfif", "webp", "bmp", "gif", "tif", "tiff"];
@@ -64,16 +65,14 @@ pub fn read(path: &Path, limits: &Limits) -> Result<Picture> {
 /// If it cannot be read or is above 1 GiB.
 pub fn load(path: &Path) -> Result<Vec<u8>> {
     let io = |e| Error::io(path, e);
-    let found = path.metadata().map_err(io)?;
-    if !found.is_file() {
-        // Reading a pipe would wait for somebody to write into it.
-        return Err(Error::file(path, "is not a regular file, expected a picture"));
-    }
-    let len = found.len();
+    let mut file = files::open_regular(path, "a picture")?;
+    let len = file.metadata().map_err(io)?.len();
     if len > MAX_FILE_BYTES {
         return Err(Error::file(path, format!("{} MiB is too large for a training picture", len >> 20)));
     }
-    std::fs::read(path).map_err(io)
+    let mut bytes = Vec::with_capacity(len as usize);
+    file.read_to_end(&mut bytes).map_err(io)?;
+    Ok(bytes)
 }
 
 /// Decodes a file's bytes; `path` is for messages.

@@ -97,7 +97,7 @@ pub struct Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} pictures, {} seen in an epoch", self.images, self.samples_per_epoch)?;
+        writeln!(f, "{}, {} seen in an epoch", pictures(self.images), self.samples_per_epoch)?;
         let buckets: Vec<String> = self.buckets.iter().map(|(size, n)| format!("{size} ({n})")).collect();
         writeln!(f, "sizes: {}", buckets.join(", "))?;
         if self.problems.is_empty() {

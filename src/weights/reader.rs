@@ -22,7 +22,10 @@ use super::{
     sniff,
     store::{Store, TensorInfo},
 };
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    files,
+};
 
 /// Of the widest number that is stored.
 const NUMBER_BYTES: usize = 8;
@@ -53,7 +56,7 @@ impl SafetensorsFile {
     /// If it cannot be opened, is something else, or its header lies.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let file = open_file(path)?;
+        let file = files::open_regular(path, "a safetensors file")?;
         let length = file.metadata().map_err(|e| Error::io(path, e))?.len();
         if length == 0 {
             // An empty file cannot be mapped; let the sniffer say what is wrong with it.
@@ -111,7 +114,7 @@ impl SafetensorsFile {
     pub fn open_numbers(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let looked = Self::open_header(path)?;
-        let (mut file, mut tensors) = (open_file(path)?, BTreeMap::new());
+        let (mut file, mut tensors) = (files::open_regular(path, "a safetensors file")?, BTreeMap::new());
         let is_number = |range: &Range<usize>| (1..=NUMBER_BYTES).contains(&range.len());
         let ranges = looked.header.tensors.values().map(|entry| entry.range.clone());
         for range in ranges.filter(is_number) {
@@ -212,7 +215,7 @@ impl Bytes {
 /// The file, its beginning up to the header's end or a little further, and the checked header.
 fn read_header(path: &Path) -> Result<(File, Vec<u8>, Header)> {
     let failed = |e| Error::io(path, e);
-    let mut file = open_file(path)?;
+    let mut file = files::open_regular(path, "a safetensors file")?;
     let file_bytes = file.metadata().map_err(failed)?.len();
     let mut bytes = Vec::new();
     file.by_ref().take(sniff::PREFIX_BYTES as u64).read_to_end(&mut bytes).map_err(failed)?;
@@ -224,18 +227,6 @@ fn read_header(path: &Path) -> Result<(File, Vec<u8>, Header)> {
     file.by_ref().take(left).read_to_end(&mut bytes).map_err(failed)?;
     let header = Header::parse(path, &bytes, file_bytes)?;
     Ok((file, bytes, header))
-}
-
-fn open_file(path: &Path) -> Result<File> {
-    // Asked before opening: opening a pipe would wait for somebody to write into it.
-    let metadata = std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
-    if metadata.is_dir() {
-        return Err(Error::file(path, "is a folder, expected a safetensors file"));
-    }
-    if !metadata.is_file() {
-        return Err(Error::file(path, "is not a regular file, expected a safetensors file"));
-    }
-    File::open(path).map_err(|e| Error::io(path, e))
 }
 
 /// The tensors of one or more files (shards) as one [`Store`], under the names the files give them.

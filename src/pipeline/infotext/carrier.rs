@@ -1,6 +1,5 @@
 //! Where a picture file keeps its recipe: a PNG text chunk called `parameters`, a JPEG's or WebP's EXIF comment.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 
@@ -36,10 +35,7 @@ pub fn encode_png(picture: &RgbImage, recipe: &Recipe) -> Result<Vec<u8>> {
 /// # Errors
 /// When the file cannot be read or is not a picture.
 pub fn read_text(path: &Path) -> Result<Option<String>> {
-    if !path.metadata().map_err(|e| Error::io(path, e))?.is_file() {
-        return Err(Error::file(path, "is not a regular file, expected a picture"));
-    }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = files::open_regular(path, "a picture")?;
     let picture =
         ImageReader::new(BufReader::new(file)).with_guessed_format().map_err(|e| Error::io(path, e))?;
     let broken = |e: &dyn std::fmt::Display| Error::file(path, format!("the picture cannot be read: {e}"));
