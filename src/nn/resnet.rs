@@ -66,12 +66,12 @@ impl ResnetBlock {
         let mut y = self.conv1.forward(&self.norm1.forward_silu(x)?)?;
         if let (Some(proj), Some(time)) = (&self.time_emb_proj, time) {
             let time = proj.forward(&ops::silu(time)?)?; // b output
-            y = y.broadcast_add(&time.unsqueeze(1)?.unsqueeze(1)?)?;
+            y = ops::add_per_picture(&y, &time)?;
         }
         let y = self.conv2.forward(&self.norm2.forward_silu(&y)?)?;
         match &self.conv_shortcut {
-            Some(shortcut) => Ok((shortcut.forward(x)? + y)?),
-            None => Ok((x + y)?),
+            Some(shortcut) => ops::add(&shortcut.forward(x)?, &y),
+            None => ops::add(x, &y),
         }
     }
 }

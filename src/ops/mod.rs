@@ -8,6 +8,7 @@
 pub mod activation;
 pub mod attention;
 pub mod checkpoint;
+pub mod combine;
 pub mod conv2d;
 pub(crate) mod cpu;
 pub mod flops;
@@ -23,6 +24,7 @@ mod testing;
 pub use activation::{geglu, gelu, quick_gelu, silu};
 pub use attention::{Mask, attention};
 pub use checkpoint::Tape;
+pub use combine::{add, add_per_picture, concat_channels};
 pub use conv2d::{Conv2dGeometry, conv2d};
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;

@@ -9,7 +9,7 @@ use crate::{
         Adaptable, Attention, AttentionConfig, LayerNorm, LayerPath, Linear, adaptable::Visitor, attention,
         checkpointed,
     },
-    ops::{Mask, checkpoint::Tape},
+    ops::{self, Mask, checkpoint::Tape},
     weights::Weights,
 };
 
@@ -55,9 +55,9 @@ impl EncoderLayer {
 
     fn run(&self, x: &Tensor) -> Result<Tensor> {
         let y = self.layer_norm1.forward(x)?;
-        let x = (x + self.self_attn.forward(&y, &y)?)?;
+        let x = ops::add(x, &self.self_attn.forward(&y, &y)?)?;
         let y = self.fc1.forward(&self.layer_norm2.forward(&x)?)?;
-        Ok((&x + self.fc2.forward(&self.activation.forward(&y)?)?)?)
+        ops::add(&x, &self.fc2.forward(&self.activation.forward(&y)?)?)
     }
 }
 

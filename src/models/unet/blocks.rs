@@ -12,7 +12,7 @@ use crate::{
         Adaptable, Downsample, LayerPath, ResnetBlock, ResnetConfig, Upsample, adaptable::Visitor,
         checkpointed,
     },
-    ops::checkpoint::Tape,
+    ops::{self, checkpoint::Tape},
     progress::CancelToken,
     weights::Weights,
 };
@@ -211,7 +211,7 @@ impl UpBlock {
         let mut x = x.clone();
         for pair in &self.pairs.0 {
             let skip = skips.pop().ok_or_else(|| Error::invalid("more resnets on the way up than down"))?;
-            x = pair.forward(&Tensor::cat(&[&x, &skip], 3)?, conditioning)?;
+            x = pair.forward(&ops::concat_channels(&x, &skip)?, conditioning)?;
         }
         conditioning.cancel.check()?;
         if let Some(upsampler) = &self.upsampler {

@@ -8,7 +8,7 @@ use crate::{
         Adaptable, Attention, AttentionConfig, Conv2d, FeedForward, GroupNorm, LayerNorm, LayerPath, Linear,
         adaptable::Visitor, attention,
     },
-    ops::{Conv2dGeometry, Mask},
+    ops::{self, Conv2dGeometry, Mask},
     progress::CancelToken,
     weights::Weights,
 };
@@ -72,7 +72,7 @@ impl Transformer {
             y = block.forward(&y, context, cancel)?;
         }
         let y = self.proj_out.forward(&y.reshape((b, h, w, c))?)?;
-        Ok((y + x)?)
+        ops::add(&y, x)
     }
 }
 
@@ -158,10 +158,10 @@ impl TransformerBlock {
         cancel.check()?;
         let y = self.norm1.forward(x)?;
         let first = if self.only_cross_attention { context } else { &y };
-        let x = (self.attn1.forward_until(&y, first, cancel)? + x)?;
-        let x = (self.attn2.forward_until(&self.norm2.forward(&x)?, context, cancel)? + x)?;
+        let x = ops::add(&self.attn1.forward_until(&y, first, cancel)?, x)?;
+        let x = ops::add(&self.attn2.forward_until(&self.norm2.forward(&x)?, context, cancel)?, &x)?;
         cancel.check()?;
-        Ok((self.ff.forward(&self.norm3.forward(&x)?)? + x)?)
+        ops::add(&self.ff.forward(&self.norm3.forward(&x)?)?, &x)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
         Attention, AttentionConfig, Conv2d, Downsample, GroupNorm, ResnetBlock, ResnetConfig, Upsample,
         attention,
     },
-    ops::{Conv2dGeometry, Mask},
+    ops::{self, Conv2dGeometry, Mask},
     progress::CancelToken,
     weights::Weights,
 };
@@ -101,7 +101,7 @@ impl Middle {
         if let Some((norm, attention)) = &self.attention {
             let (b, h, w, c) = x.dims4()?;
             let y = norm.forward(&x)?.reshape((b, h * w, c))?;
-            x = (attention.forward_until(&y, &y, cancel)?.reshape((b, h, w, c))? + x)?;
+            x = ops::add(&attention.forward_until(&y, &y, cancel)?.reshape((b, h, w, c))?, &x)?;
         }
         self.last.forward(&x, None)
     }
