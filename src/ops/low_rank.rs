@@ -106,3 +106,12 @@ impl Gradients {
 pub(super) fn compute_dtype(x: &Tensor) -> DType {
     if x.device().is_cpu() { DType::F32 } else { x.dtype() }
 }
+
+/// A weight as the CPU kernels take it: contiguous, f32, f16 or bf16. One that is so already is not copied.
+pub(super) fn stored(weight: &Tensor) -> Result<Tensor> {
+    let weight = weight.contiguous()?;
+    match weight.dtype() {
+        DType::F32 | DType::F16 | DType::BF16 => Ok(weight),
+        _ => Ok(weight.to_dtype(DType::F32)?),
+    }
+}

@@ -79,8 +79,6 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
         values.fill(head.v.t());
         key_rows.fill(head.k);
         let of_head = |rows: &Range<usize>| head.queries + rows.start * s.d;
-        // SAFETY: no other task has this head.
-        let matrix = |of: &Shared<'_>, at: usize, rows: usize| unsafe { of.matrix(at, rows, width, s.d) };
         for first in (0..s.n).step_by(s.block()) {
             let rows = first..(first + s.block()).min(s.n);
             let count = rows.len();
@@ -88,15 +86,21 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
             let g = Mat::strided(&g[of_head(&rows)..], count, width, s.d);
             let p = Mat::new(weights, count, s.m);
             block_rows.fill(g);
-            gemm_packed(matrix(&gv, head.seen, s.m), true, p.t(), block_rows.packed(), 1.0);
+            // SAFETY: no other task has this head.
+            let gv = unsafe { gv.matrix(head.seen, s.m, width, s.d) };
+            gemm_packed(gv, true, p.t(), block_rows.packed(), 1.0);
 
             slopes.resize(count * s.m, 0.0);
             gemm_packed(MatMut::new(slopes, count, s.m), false, g, values.packed(), 1.0);
             softmax_backward(weights, s.m, slopes);
             let gs = Mat::new(slopes, count, s.m);
-            gemm_packed(matrix(&gq, of_head(&rows), count), false, gs, key_rows.packed(), s.scale());
+            // SAFETY: no other task has this head.
+            let gq = unsafe { gq.matrix(of_head(&rows), count, width, s.d) };
+            gemm_packed(gq, false, gs, key_rows.packed(), s.scale());
             block_rows.fill(head.q.rows(rows));
-            gemm_packed(matrix(&gk, head.seen, s.m), true, gs.t(), block_rows.packed(), s.scale());
+            // SAFETY: no other task has this head.
+            let gk = unsafe { gk.matrix(head.seen, s.m, width, s.d) };
+            gemm_packed(gk, true, gs.t(), block_rows.packed(), s.scale());
         }
     });
     grads

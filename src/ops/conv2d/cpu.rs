@@ -12,7 +12,7 @@ use super::{
     winograd::{self, Input, Kernel, Output},
 };
 use crate::ops::{
-    cpu::{LANES, Mat, MatMut, Panels, Threads, gemm, gemm_with, pack_columns, pack_rows, together},
+    cpu::{LANES, Mat, MatMut, Numbers, Panels, Threads, gemm, gemm_with, pack_columns, together},
     linear::cpu::{biased, scale_columns},
     low_rank::BranchValues,
 };
@@ -20,7 +20,7 @@ use crate::ops::{
 /// y (b h' w', out) and z = conv(x, down) ⊙ s (b h' w', r).
 pub(super) fn forward(
     x: &[f32],
-    weight: &[f32],
+    weight: Numbers<'_>,
     bias: Option<&[f32]>,
     branch: Option<&BranchValues<'_>>,
     s: Sizes,
@@ -30,16 +30,17 @@ pub(super) fn forward(
     let rank = branch.map_or(0, |b| b.scale.len());
     let mut z = vec![0.0; pixels * rank];
     if winograd::pays(s, out) {
-        let mut outputs = vec![Output { values: &mut y, channels: out, kernels: vec![Kernel::Forward(weight)] }];
+        let mut outputs =
+            vec![Output { values: &mut y, channels: out, kernels: vec![Kernel::Forward(weight)] }];
         if let Some(branch) = branch {
-            let kernels = vec![Kernel::Forward(&branch.down)];
+            let kernels = vec![Kernel::Forward(Numbers::F32(&branch.down))];
             outputs.push(Output { values: &mut z, channels: rank, kernels });
         }
         winograd::add(&[Input { values: x, sizes: s }], &mut outputs);
     } else {
         direct(x, weight, &mut y, bias.is_some(), s);
         if let Some(branch) = branch {
-            direct(x, &branch.down, &mut z, false, s);
+            direct(x, Numbers::F32(&branch.down), &mut z, false, s);
         }
     }
     if let Some(BranchValues { up, scale, .. }) = branch {
@@ -51,11 +52,11 @@ pub(super) fn forward(
 }
 
 /// The direct sum, to y (b h' w', out).
-fn direct(x: &[f32], weight: &[f32], y: &mut [f32], keep: bool, s: Sizes) {
+fn direct(x: &[f32], weight: Numbers<'_>, y: &mut [f32], keep: bool, s: Sizes) {
     let (window, pixels) = (s.window(), s.pixels());
     let out = weight.len() / window;
     let y = MatMut::new(y, pixels, out).t();
-    gemm_with(y, keep, Mat::new(weight, out, window), 1.0, Threads::All, |part, columns, panels| {
+    gemm_with(y, keep, Mat::of(weight, out, window, window), 1.0, Threads::All, |part, columns, panels| {
         pack_neighbourhoods(x, s, part, columns, panels);
     });
 }
@@ -93,7 +94,7 @@ pub(super) fn channels_last(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
 }
 
 /// Σ over `terms` (gradient, kernel) of the gradient of x, (b h w, in).
-pub(super) fn input_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
+pub(super) fn input_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f32> {
     if s.stride != 1 {
         return scattered_gradient(terms, s);
     }
@@ -105,18 +106,18 @@ pub(super) fn input_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
             .zip(&outs)
             .map(|((g, _), out)| Input { values: g, sizes: s.transposed(*out) })
             .collect();
-        let kernels = terms.iter().map(|(_, weight)| Kernel::Backward(weight)).collect();
+        let kernels = terms.iter().map(|(_, weight)| Kernel::Backward(*weight)).collect();
         winograd::add(&inputs, &mut [Output { values: &mut gx, channels: s.c, kernels }]);
         return gx;
     }
     for (i, ((g, weight), out)) in terms.iter().zip(outs).enumerate() {
-        direct_gradient(g, weight, &mut gx, i > 0, (s, out));
+        direct_gradient(g, *weight, &mut gx, i > 0, (s, out));
     }
     gx
 }
 
 /// Stride 1: a convolution of the gradient with the kernel turned by 180 degrees.
-fn direct_gradient(g: &[f32], weight: &[f32], gx: &mut [f32], keep: bool, (s, out): (Sizes, usize)) {
+fn direct_gradient(g: &[f32], weight: Numbers<'_>, gx: &mut [f32], keep: bool, (s, out): (Sizes, usize)) {
     let (turned, taps) = (s.transposed(out), s.kh * s.kw);
     let pixels = turned.pixels();
     let mut rows = Vec::new();
@@ -127,20 +128,16 @@ fn direct_gradient(g: &[f32], weight: &[f32], gx: &mut [f32], keep: bool, (s, ou
         let starts = columns.clone().step_by(LANES);
         for (first, panel) in starts.zip(panels.clear(part.len(), columns.len())) {
             let width = LANES.min(columns.end - first);
-            let mut at = part.start;
-            while at < part.end {
-                let (tap, o) = (at / out, at % out);
-                let count = (out - o).min(part.end - at);
-                let source = &weight[(o * taps + taps - 1 - tap) * s.c + first..];
-                pack_rows(source, (taps * s.c, 1), width, &mut panel[(at - part.start) * LANES..][..count * LANES]);
-                at += count;
+            for (row, line) in part.clone().zip(panel.chunks_exact_mut(LANES)) {
+                let at = (row % out * taps + taps - 1 - row / out) * s.c + first;
+                weight.part(at..at + width).widen(&mut line[..width]);
             }
         }
     });
 }
 
 /// Any stride: the gradients of all neighbourhoods, added where they came from. Pictures in parallel.
-fn scattered_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
+fn scattered_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f32> {
     let (window, area) = (s.window(), s.out_h * s.out_w);
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
     let threads = if s.b > 1 { Threads::One } else { Threads::All };
@@ -154,7 +151,7 @@ fn scattered_gradient(terms: &[(&[f32], &[f32])], s: Sizes) -> Vec<f32> {
                 for (term, (g, weight)) in terms.iter().enumerate() {
                     let out = weight.len() / window;
                     let g = Mat::new(&g[(b * area + first) * out..], rows, out);
-                    let weight = Mat::new(weight, out, window);
+                    let weight = Mat::of(*weight, out, window, window);
                     gemm(MatMut::new(columns, rows, window), term > 0, g, weight, 1.0, threads);
                 }
                 for (row, columns) in columns.chunks_exact(window).enumerate() {

@@ -7,10 +7,10 @@ mod winograd;
 
 use candle_core::{DType, Tensor};
 
-use super::cpu::{Values, narrow};
+use super::cpu::{Numbers, Stored, Values, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
-use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype};
+use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
 use crate::error::{Error, Result};
 
 /// Stride and zero padding of a convolution.
@@ -188,18 +188,17 @@ fn forward(
     branch: Option<&Branch>,
     s: Sizes,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let wide = x.to_dtype(compute_dtype(x))?.contiguous()?;
-    let frozen = frozen.to_dtype(wide.dtype())?;
     let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
     flops::count(pixels * (window * outputs + branch.map_or(0, |b| b.rank() * (window + outputs))));
     if !x.device().is_cpu() {
-        return composed::forward(&wide, &frozen, branch, s);
+        return composed::forward(&x.contiguous()?, &frozen.to_dtype(x.dtype())?, branch, s);
     }
-    let weight = kernel(&frozen.weight)?;
-    let (weight, bias) = (Values::of(&weight)?, frozen.bias.as_ref().map(Values::of).transpose()?);
+    let (wide, weight) = (widen(x)?, stored(&kernel(&frozen.weight)?)?);
+    let bias = frozen.bias.as_ref().map(widen).transpose()?;
+    let (weight, bias) = (Stored::of(&weight)?, bias.as_ref().map(Values::of).transpose()?);
     let branch = branch.map(packed).transpose()?;
     let values = branch.as_ref().map(Branch::values).transpose()?;
-    let (y, z) = cpu::forward(&Values::of(&wide)?, &weight, bias.as_deref(), values.as_ref(), s);
+    let (y, z) = cpu::forward(&Values::of(&wide)?, weight.numbers(), bias.as_deref(), values.as_ref(), s);
     let z = branch.as_ref().map(|b| narrow(z, (pixels, b.rank()), DType::F32)).transpose()?;
     Ok((narrow(y, (s.b, s.out_h, s.out_w, outputs), x.dtype())?, z))
 }
@@ -212,31 +211,30 @@ fn backward(
     branch: Option<(&Branch, &Tensor)>,
     (s, wanted): (Sizes, Wanted),
 ) -> Result<Gradients> {
-    let dtype = compute_dtype(x);
-    let (wide, g, weight) =
-        (x.to_dtype(dtype)?.contiguous()?, g.to_dtype(dtype)?, frozen.weight.to_dtype(dtype)?);
-    let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, weight.dim(0)?);
+    let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
     flops::count(pixels * wanted.products(window, outputs, branch.map_or(0, |(b, _)| b.rank())));
     if !x.device().is_cpu() {
-        return composed::backward(&wide, &g, &weight, branch, (s, wanted));
+        let weight = frozen.weight.to_dtype(x.dtype())?;
+        return composed::backward(&x.contiguous()?, g, &weight, branch, (s, wanted));
     }
+    let g = widen(g)?;
     let g = Values::of(&g)?;
     let low_rank = branch.map(|(b, _)| packed(b)).transpose()?;
     let values = low_rank.as_ref().map(Branch::values).transpose()?;
     let gz = values.as_ref().map(|b| super::linear::cpu::rank_gradient(&g, pixels, outputs, b));
     let mut grads = Gradients::default();
     if wanted.x {
-        let weight = kernel(&weight)?;
-        let weight = Values::of(&weight)?;
-        let mut terms: Vec<(&[f32], &[f32])> = vec![(&g, &weight)];
+        let weight = stored(&kernel(&frozen.weight)?)?;
+        let weight = Stored::of(&weight)?;
+        let mut terms: Vec<(&[f32], Numbers<'_>)> = vec![(&g, weight.numbers())];
         if let (Some(values), Some(gz)) = (&values, &gz) {
-            terms.push((gz, &values.down));
+            terms.push((gz, Numbers::F32(&values.down)));
         }
         grads.x = Some(narrow(cpu::input_gradient(&terms, s), x.shape(), x.dtype())?);
     }
     if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
         let r = branch.rank();
-        let gdown = cpu::down_gradient(&Values::of(&wide)?, &gz, r, s);
+        let gdown = cpu::down_gradient(&Values::of(&widen(x)?)?, &gz, r, s);
         let gdown = narrow(gdown, (r, s.kh, s.kw, s.c), DType::F32)?;
         grads.down = Some(gdown.permute((0, 3, 1, 2))?.contiguous()?);
         let gup = super::linear::cpu::outer(&g, &Values::of(z)?, (pixels, outputs, r));

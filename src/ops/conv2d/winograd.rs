@@ -12,7 +12,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Sizes;
-use crate::ops::cpu::{LANES, Mat, MatMut, Packed, Shared, gemm_packed, prefetch, simd};
+use crate::ops::cpu::{LANES, Mat, MatMut, Numbers, Packed, Shared, gemm_packed, prefetch, simd};
 
 /// Values of one transformed neighbourhood.
 const POINTS: usize = 36;
@@ -47,9 +47,9 @@ pub(super) struct Input<'a> {
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Kernel<'a> {
     /// (out, 3, 3, c)
-    Forward(&'a [f32]),
+    Forward(Numbers<'a>),
     /// Takes the gradient of the output of (c, 3, 3, out) to that of its input.
-    Backward(&'a [f32]),
+    Backward(Numbers<'a>),
 }
 
 impl Kernel<'_> {
@@ -62,7 +62,7 @@ impl Kernel<'_> {
         let runs = outer.len() * 9;
         for run in share * runs / POINTS..(share + 1) * runs / POINTS {
             let start = (outer.start * 9 + run) * width + inner.start;
-            prefetch(&weight[start..][..inner.len()]);
+            prefetch(weight.part(start..start + inner.len()));
         }
     }
 }
@@ -101,13 +101,17 @@ pub(super) fn add(inputs: &[Input<'_>], outputs: &mut [Output<'_>]) {
     let chunks = all.div_ceil(TILES);
     let each = all.div_ceil(chunks).next_multiple_of(LANES);
     (0..all.div_ceil(each)).into_par_iter().for_each_init(Vec::new, |points: &mut Vec<Vec<f32>>, chunk| {
-        let tiles: Vec<Tile> = (chunk * each..((chunk + 1) * each).min(all)).map(|i| Tile::new(i, s)).collect();
+        let tiles: Vec<Tile> =
+            (chunk * each..((chunk + 1) * each).min(all)).map(|i| Tile::new(i, s)).collect();
         points.resize_with(inputs.len(), Vec::new);
         for (points, input) in points.iter_mut().zip(inputs) {
             transform_input(*input, &tiles, points);
         }
-        let transformed: Vec<(usize, &[f32])> =
-            inputs.iter().zip(points.iter()).map(|(input, points)| (input.sizes.c, points.as_slice())).collect();
+        let transformed: Vec<(usize, &[f32])> = inputs
+            .iter()
+            .zip(points.iter())
+            .map(|(input, points)| (input.sizes.c, points.as_slice()))
+            .collect();
         blocks.par_iter().for_each_init(Buffers::default, |buffers, (target, rows)| {
             buffers.run(&transformed, &tiles, target, rows.clone(), s.out_w);
         });
@@ -192,12 +196,14 @@ impl Buffers {
             for start in (0..*c).step_by(DEPTH) {
                 let depth = start..(start + DEPTH).min(*c);
                 self.kernels.resize(POINTS * ROWS * depth.len(), 0.0);
-                transform_kernel(*kernel, (target.channels, *c), rows.clone(), depth.clone(), &mut self.kernels);
+                transform_kernel(*kernel, (target.channels, *c), &rows, &depth, &mut self.kernels);
                 let kernels = self.kernels.chunks_exact(ROWS * depth.len());
                 let products = self.products.chunks_exact_mut(count * pitch);
                 let points = points.chunks_exact(points.len() / POINTS);
                 let next = depth.end..(depth.end + DEPTH).min(*c);
-                for (point, ((kernel_points, products), points)) in kernels.zip(products).zip(points).enumerate() {
+                for (point, ((kernel_points, products), points)) in
+                    kernels.zip(products).zip(points).enumerate()
+                {
                     kernel.prefetch((target.channels, *c), &rows, &next, point);
                     let a = match kernel {
                         Kernel::Forward(_) => Mat::new(kernel_points, count, depth.len()),
@@ -231,24 +237,27 @@ impl Buffers {
 fn transform_kernel(
     kernel: Kernel<'_>,
     (out, c): (usize, usize),
-    rows: Range<usize>,
-    depth: Range<usize>,
+    rows: &Range<usize>,
+    depth: &Range<usize>,
     points: &mut [f32],
 ) {
     let point = ROWS * depth.len();
-    match kernel {
-        Kernel::Forward(weight) => {
-            for (i, row) in rows.enumerate() {
-                let taps = [0, 1, 2, 3, 4, 5, 6, 7, 8].map(|tap| (row * 9 + tap) * c + depth.start);
-                kernel_points_of(weight, &taps, depth.len(), &mut points[i * depth.len()..], point);
-            }
+    let (weight, width, outer, inner, pitch, taps) = match kernel {
+        Kernel::Forward(weight) => (weight, c, rows.clone(), depth, depth.len(), [0, 1, 2, 3, 4, 5, 6, 7, 8]),
+        Kernel::Backward(weight) => (weight, out, depth.clone(), rows, ROWS, [8, 7, 6, 5, 4, 3, 2, 1, 0]),
+    };
+    let mut wide = [0.0; 9 * DEPTH];
+    for (i, row) in outer.enumerate() {
+        let points = &mut points[i * pitch..];
+        let start = |tap: usize| (row * 9 + tap) * width + inner.start;
+        if let Numbers::F32(weight) = weight {
+            kernel_points_of(weight, &taps.map(start), inner.len(), points, point);
+            continue;
         }
-        Kernel::Backward(weight) => {
-            for (i, row) in depth.enumerate() {
-                let taps = [8, 7, 6, 5, 4, 3, 2, 1, 0].map(|tap| (row * 9 + tap) * out + rows.start);
-                kernel_points_of(weight, &taps, rows.len(), &mut points[i * ROWS..], point);
-            }
+        for (tap, wide) in wide.chunks_exact_mut(DEPTH).enumerate() {
+            weight.part(start(tap)..start(tap) + inner.len()).widen(&mut wide[..inner.len()]);
         }
+        kernel_points_of(&wide, &taps.map(|tap| tap * DEPTH), inner.len(), points, point);
     }
 }
 

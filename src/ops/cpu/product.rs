@@ -4,12 +4,12 @@
 //! a time. The rows of the other are read where they lie, a number broadcast at a time. Each output is the sum over k
 //! in order, in parts that depend on k alone: however a product is cut into tasks or pieces, its bits are the same.
 
-use std::{marker::PhantomData, ops::Range};
+use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use rayon::prelude::*;
 
 use super::{
-    products_together,
+    Numbers, products_together,
     simd::{Level, level, simd},
 };
 
@@ -27,7 +27,7 @@ const TASKS: usize = 4;
 /// A matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mat<'a> {
-    data: &'a [f32],
+    data: Numbers<'a>,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -45,6 +45,11 @@ impl<'a> Mat<'a> {
     /// # Panics
     /// If the slice is too short: a mistake in a kernel, never in data.
     pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
+        Self::of(Numbers::F32(data), rows, cols, row_stride)
+    }
+
+    /// The same of any dtype.
+    pub fn of(data: Numbers<'a>, rows: usize, cols: usize, row_stride: usize) -> Self {
         assert!(reach(rows, cols, row_stride, 1) <= data.len(), "a matrix reaches past its slice");
         Self { data, rows, cols, row_stride, col_stride: 1 }
     }
@@ -176,7 +181,7 @@ pub(crate) fn parts(k: usize) -> impl Iterator<Item = Range<usize>> {
     (0..count).map(move |i| (i * each).min(k)..((i + 1) * each).min(k))
 }
 
-impl Mat<'_> {
+impl<'a> Mat<'a> {
     /// Some rows.
     pub fn rows(self, rows: Range<usize>) -> Self {
         self.part(rows, 0..self.cols)
@@ -184,9 +189,44 @@ impl Mat<'_> {
 
     /// Some rows and columns.
     fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
-        let start = (rows.start * self.row_stride + cols.start * self.col_stride).min(self.data.len());
-        Self { data: &self.data[start..], rows: rows.len(), cols: cols.len(), ..self }
+        assert!(rows.end <= self.rows && cols.end <= self.cols, "a part reaches past its matrix");
+        let start = rows.start * self.row_stride + cols.start * self.col_stride;
+        let (rows, cols) = (rows.len(), cols.len());
+        let span = reach(rows, cols, self.row_stride, self.col_stride);
+        let start = if span == 0 { 0 } else { start };
+        Self { data: self.data.part(start..start + span), rows, cols, ..self }
     }
+
+    /// The same numbers as f32: the matrix itself if they are, else a copy in `room`.
+    fn widened<'b>(self, room: &'b mut Vec<f32>) -> Wide<'b>
+    where
+        'a: 'b,
+    {
+        let Self { rows, cols, row_stride, col_stride, .. } = self;
+        if let Numbers::F32(data) = self.data {
+            return Wide { data, rows, cols, row_stride, col_stride };
+        }
+        // Along the dimension that lies in one piece.
+        let turn = col_stride != 1;
+        let (lines, length, stride) = if turn { (cols, rows, col_stride) } else { (rows, cols, row_stride) };
+        assert!(!turn || row_stride == 1, "a matrix of halves has rows or columns in one piece");
+        room.resize(lines * length, 0.0);
+        for (i, line) in room.chunks_exact_mut(length.max(1)).enumerate() {
+            self.data.part(i * stride..i * stride + length).widen(line);
+        }
+        let (row_stride, col_stride) = if turn { (1, length) } else { (length, 1) };
+        Wide { data: room, rows, cols, row_stride, col_stride }
+    }
+}
+
+/// A matrix of f32.
+#[derive(Debug, Clone, Copy)]
+struct Wide<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
 }
 
 /// Where an output begins. Copies are given to tasks that write to different parts of it.
@@ -217,11 +257,19 @@ pub(crate) struct Panels {
     values: Vec<f32>,
     k: usize,
     n: usize,
+    /// Where halves are widened.
+    room: Vec<f32>,
 }
 
 impl Panels {
     /// Packs a matrix.
     pub fn fill(&mut self, b: Mat<'_>) {
+        let mut room = std::mem::take(&mut self.room);
+        self.fill_wide(b.widened(&mut room));
+        self.room = room;
+    }
+
+    fn fill_wide(&mut self, b: Wide<'_>) {
         for (i, panel) in self.clear(b.rows, b.cols).enumerate() {
             let first = i * LANES;
             let width = LANES.min(b.cols - first);
@@ -293,10 +341,15 @@ pub(crate) fn gemm_packed(out: MatMut<'_>, keep: bool, a: Mat<'_>, b: Packed<'_>
     unsafe { multiply(out.place, keep, a, b, scale) };
 }
 
+thread_local! {
+    /// Where the rows of the left operand are widened.
+    static ROOM: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
 /// # Safety
 /// `out` has the rows of a and the columns of b, and no one else writes there.
 unsafe fn multiply(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
-    assert!(a.cols == b.k && reach(a.rows, a.cols, a.row_stride, a.col_stride) <= a.data.len());
+    assert!(a.cols == b.k, "gemm: shapes disagree");
     let block = match level() {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => avx512::<12>,
@@ -304,28 +357,30 @@ unsafe fn multiply(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32
         Level::Avx2 => avx2::<6>,
         Level::Portable => portable::<6>,
     };
-    for first in (0..a.rows).step_by(ROWS) {
-        let rows = first..(first + ROWS).min(a.rows);
-        // SAFETY: `level` found the features; the rows lie inside of a, checked above.
-        unsafe { block(out.at(first, 0), keep, a.part(rows, 0..a.cols), b, scale) };
-    }
+    ROOM.with_borrow_mut(|room| {
+        for first in (0..a.rows).step_by(ROWS) {
+            let rows = a.rows(first..(first + ROWS).min(a.rows)).widened(room);
+            // SAFETY: `level` found the features; `part` checked that the rows lie inside of a.
+            unsafe { block(out.at(first, 0), keep, rows, b, scale) };
+        }
+    });
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-unsafe fn avx512<const M: usize>(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
+unsafe fn avx512<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
     // SAFETY: promised by the caller.
     unsafe { block::<M, true>(out, keep, a, b, scale) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const M: usize>(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
+unsafe fn avx2<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
     // SAFETY: promised by the caller.
     unsafe { block::<M, true>(out, keep, a, b, scale) }
 }
 
-unsafe fn portable<const M: usize>(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
+unsafe fn portable<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
     // Every AArch64 processor multiplies and adds in one.
     // SAFETY: promised by the caller.
     unsafe { block::<M, { cfg!(target_arch = "aarch64") }>(out, keep, a, b, scale) }
@@ -336,7 +391,13 @@ unsafe fn portable<const M: usize>(out: Place, keep: bool, a: Mat<'_>, b: Packed
 /// # Safety
 /// As [`multiply`].
 #[inline(always)]
-unsafe fn block<const M: usize, const FMA: bool>(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
+unsafe fn block<const M: usize, const FMA: bool>(
+    out: Place,
+    keep: bool,
+    a: Wide<'_>,
+    b: Packed<'_>,
+    scale: f32,
+) {
     for i in 0..b.n.div_ceil(LANES) {
         let panel = b.panel(i);
         let width = LANES.min(b.n - i * LANES);
@@ -344,7 +405,7 @@ unsafe fn block<const M: usize, const FMA: bool>(out: Place, keep: bool, a: Mat<
         while row < a.rows {
             let left = a.rows - row;
             // SAFETY: rows `row..row + M` (or fewer) and `width` columns lie inside of the output; the rows of a were
-            // checked by `multiply`, the panel has k rows.
+            // checked by `part`, the panel has k rows.
             unsafe {
                 let out = out.at(row, i * LANES);
                 let rows = a.data.as_ptr().add(row * a.row_stride);
@@ -494,7 +555,7 @@ simd! {
     }
 
     /// Rows of `width` values.
-    pub(crate) fn pack_rows(source: &[f32], strides: (usize, usize), width: usize, panel: &mut [f32]) {
+    fn pack_rows(source: &[f32], strides: (usize, usize), width: usize, panel: &mut [f32]) {
         let (row, col) = strides;
         for (p, line) in panel.chunks_exact_mut(LANES).enumerate() {
             if col == 1 && width == LANES {
@@ -534,7 +595,11 @@ mod tests {
     }
 
     fn mat(laid: &[f32], rows: usize, cols: usize, turn: bool) -> Mat<'_> {
-        if turn { Mat::strided(laid, cols, rows, rows + 3).t() } else { Mat::strided(laid, rows, cols, cols + 3) }
+        if turn {
+            Mat::strided(laid, cols, rows, rows + 3).t()
+        } else {
+            Mat::strided(laid, rows, cols, cols + 3)
+        }
     }
 
     proptest! {

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use super::Numbers;
+
 /// Which vector instructions are used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
@@ -79,15 +81,24 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// Asks for values that are needed soon.
+/// Asks for numbers that are needed soon.
 #[inline]
-pub(crate) fn prefetch(values: &[f32]) {
+pub(crate) fn prefetch(numbers: Numbers<'_>) {
+    match numbers {
+        Numbers::F32(values) => prefetch_lines(values),
+        Numbers::F16(values) => prefetch_lines(values),
+        Numbers::Bf16(values) => prefetch_lines(values),
+    }
+}
+
+#[inline]
+fn prefetch_lines<T>(values: &[T]) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        /// Values of a cache line.
-        const LINE: usize = 16;
-        let lines = values.chunks(LINE).filter_map(<[f32]>::first).chain(values.last());
+        /// Bytes of a cache line.
+        const LINE: usize = 64;
+        let lines = values.chunks(LINE / size_of::<T>()).filter_map(<[T]>::first).chain(values.last());
         for value in lines {
             // SAFETY: a prefetch reads nothing, and the address is a value's.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(value).cast()) };

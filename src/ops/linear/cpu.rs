@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::ops::{
-    cpu::{Mat, MatMut, Threads, gemm, together},
+    cpu::{Mat, MatMut, Numbers, Threads, gemm, together},
     low_rank::BranchValues,
 };
 
@@ -11,7 +11,7 @@ use crate::ops::{
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Affine<'a> {
     /// (out, in)
-    pub weight: &'a [f32],
+    pub weight: Numbers<'a>,
     /// (out)
     pub bias: Option<&'a [f32]>,
     pub inputs: usize,
@@ -28,7 +28,7 @@ pub(super) fn forward(
     let Affine { inputs, outputs, .. } = affine;
     let mut y = biased(m, outputs, affine.bias);
     let x = Mat::new(x, m, inputs);
-    let weight = Mat::new(affine.weight, outputs, inputs);
+    let weight = Mat::of(affine.weight, outputs, inputs, inputs);
     gemm(MatMut::new(&mut y, m, outputs), affine.bias.is_some(), x, weight.t(), 1.0, Threads::All);
     let Some(BranchValues { down, up, scale }) = branch else {
         return (y, Vec::new());
@@ -76,7 +76,7 @@ pub(super) fn input_gradient(
 ) -> Vec<f32> {
     let Affine { inputs, outputs, weight, .. } = affine;
     let mut gx = vec![0.0; m * inputs];
-    let (g, weight) = (Mat::new(g, m, outputs), Mat::new(weight, outputs, inputs));
+    let (g, weight) = (Mat::new(g, m, outputs), Mat::of(weight, outputs, inputs, inputs));
     gemm(MatMut::new(&mut gx, m, inputs), false, g, weight, 1.0, Threads::All);
     if let Some((gz, down)) = branch {
         let rank = down.len() / inputs;

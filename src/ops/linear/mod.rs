@@ -6,10 +6,10 @@ pub(crate) mod reference;
 use candle_core::{D, DType, Tensor};
 
 use self::cpu::Affine;
-use super::cpu::{Values, narrow};
+use super::cpu::{Stored, Values, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
-use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype};
+use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
 use crate::error::{Error, Result};
 
 /// # Shapes
@@ -71,17 +71,17 @@ fn forward(x: &Tensor, frozen: &Frozen, branch: Option<&Branch>) -> Result<(Tens
     let mut shape = x.dims().to_vec();
     shape.pop();
     shape.push(outputs);
-    let wide = x.to_dtype(compute_dtype(x))?.contiguous()?;
-    let frozen = frozen.to_dtype(wide.dtype())?;
     let m = x.elem_count() / inputs;
     flops::count(m * (inputs * outputs + branch.map_or(0, |b| b.rank() * (inputs + outputs))));
     if !x.device().is_cpu() {
-        let (y, z) = forward_composed(&wide.reshape(((), inputs))?, &frozen, branch)?;
+        let rows = x.contiguous()?.reshape(((), inputs))?;
+        let (y, z) = forward_composed(&rows, &frozen.to_dtype(x.dtype())?, branch)?;
         return Ok((y.reshape(shape)?, z));
     }
-    let weight = frozen.weight.contiguous()?;
-    let (weight, bias) = (Values::of(&weight)?, frozen.bias.as_ref().map(Values::of).transpose()?);
-    let affine = Affine { weight: &weight, bias: bias.as_deref(), inputs, outputs };
+    let (wide, weight) = (widen(x)?, stored(&frozen.weight)?);
+    let bias = frozen.bias.as_ref().map(widen).transpose()?;
+    let (weight, bias) = (Stored::of(&weight)?, bias.as_ref().map(Values::of).transpose()?);
+    let affine = Affine { weight: weight.numbers(), bias: bias.as_deref(), inputs, outputs };
     let values = branch.map(Branch::values).transpose()?;
     let (y, z) = cpu::forward(&Values::of(&wide)?, m, affine, values.as_ref());
     let z = branch.map(|b| narrow(z, (m, b.rank()), DType::F32)).transpose()?;
@@ -96,30 +96,29 @@ fn backward(
     branch: Option<(&Branch, &Tensor)>,
     wanted: Wanted,
 ) -> Result<Gradients> {
-    let dtype = compute_dtype(x);
-    let (wide, g) = (x.to_dtype(dtype)?.contiguous()?, g.to_dtype(dtype)?);
-    let weight = frozen.weight.to_dtype(dtype)?.contiguous()?;
-    let (outputs, inputs) = weight.dims2()?;
+    let (outputs, inputs) = frozen.weight.dims2()?;
     let m = x.elem_count() / inputs;
     flops::count(m * wanted.products(inputs, outputs, branch.map_or(0, |(b, _)| b.rank())));
     if !x.device().is_cpu() {
-        let (rows, g) = (wide.reshape(((), inputs))?, g.reshape(((), outputs))?);
+        let (rows, g) = (x.contiguous()?.reshape(((), inputs))?, g.reshape(((), outputs))?);
+        let weight = frozen.weight.to_dtype(x.dtype())?.contiguous()?;
         let mut grads = backward_composed(&rows, &g, &weight, branch, wanted)?;
         grads.x = grads.x.map(|gx| gx.reshape(x.shape())).transpose()?;
         return Ok(grads);
     }
-    let (g, weight) = (Values::of(&g)?, Values::of(&weight)?);
+    let (g, weight) = (widen(g)?, stored(&frozen.weight)?);
+    let (g, weight) = (Values::of(&g)?, Stored::of(&weight)?);
     let values = branch.map(|(b, _)| b.values()).transpose()?;
     let gz = values.as_ref().map(|b| cpu::rank_gradient(&g, m, outputs, b));
     let mut grads = Gradients::default();
     if wanted.x {
-        let affine = Affine { weight: &weight, bias: None, inputs, outputs };
+        let affine = Affine { weight: weight.numbers(), bias: None, inputs, outputs };
         let low_rank = values.as_ref().zip(gz.as_deref()).map(|(b, gz)| (gz, &*b.down));
         grads.x = Some(narrow(cpu::input_gradient(&g, m, affine, low_rank), x.shape(), x.dtype())?);
     }
     if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
         let r = branch.rank();
-        let gdown = cpu::outer(&gz, &Values::of(&wide)?, (m, r, inputs));
+        let gdown = cpu::outer(&gz, &Values::of(&widen(x)?)?, (m, r, inputs));
         let gup = cpu::outer(&g, &Values::of(z)?, (m, outputs, r));
         grads.down = Some(narrow(gdown, (r, inputs), DType::F32)?);
         grads.up = Some(narrow(gup, (outputs, r), DType::F32)?);
