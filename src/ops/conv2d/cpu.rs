@@ -29,14 +29,14 @@ pub(super) fn forward(
     let mut y = biased(pixels, out, bias);
     let rank = branch.map_or(0, |b| b.scale.len());
     let mut z = vec![0.0; pixels * rank];
-    if winograd::pays(s, out) {
+    if let Some(variant) = winograd::choose(s, out) {
         let mut outputs =
             vec![Output { values: &mut y, channels: out, kernels: vec![Kernel::Forward(weight)] }];
         if let Some(branch) = branch {
             let kernels = vec![Kernel::Forward(Numbers::F32(&branch.down))];
             outputs.push(Output { values: &mut z, channels: rank, kernels });
         }
-        winograd::add(&[Input { values: x, sizes: s }], &mut outputs);
+        winograd::add(variant, &[Input { values: x, sizes: s }], &mut outputs);
     } else {
         direct(x, weight, &mut y, bias.is_some(), s);
         if let Some(branch) = branch {
@@ -100,14 +100,15 @@ pub(super) fn input_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f
     }
     let outs: Vec<usize> = terms.iter().map(|(_, weight)| weight.len() / s.window()).collect();
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
-    if winograd::pays(s.transposed(outs.first().copied().unwrap_or_default()), s.c) {
+    let first = outs.first().copied().unwrap_or_default();
+    if let Some(variant) = winograd::choose(s.transposed(first), s.c) {
         let inputs: Vec<Input<'_>> = terms
             .iter()
             .zip(&outs)
             .map(|((g, _), out)| Input { values: g, sizes: s.transposed(*out) })
             .collect();
         let kernels = terms.iter().map(|(_, weight)| Kernel::Backward(*weight)).collect();
-        winograd::add(&inputs, &mut [Output { values: &mut gx, channels: s.c, kernels }]);
+        winograd::add(variant, &inputs, &mut [Output { values: &mut gx, channels: s.c, kernels }]);
         return gx;
     }
     for (i, ((g, weight), out)) in terms.iter().zip(outs).enumerate() {

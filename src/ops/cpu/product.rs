@@ -22,7 +22,7 @@ const ROWS: usize = 96;
 /// Columns of a task.
 const COLUMNS: usize = 4 * LANES;
 /// Tasks a thread, so that a thread that was held up is helped.
-const TASKS: usize = 4;
+const TASKS: usize = 2;
 
 /// A matrix inside a slice.
 #[derive(Debug, Clone, Copy)]
@@ -530,30 +530,67 @@ impl<'a> Shared<'a> {
     }
 }
 
-simd! {
-    /// Sixteen columns, each k values in one piece from where it starts (zeros if nowhere), to (k, 16).
-    pub(crate) fn pack_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize, panel: &mut [f32]) {
-        const STEP: usize = 8;
-        let mut block = [[0.0f32; STEP]; LANES];
-        for (i, panel) in panel.chunks_mut(STEP * LANES).enumerate() {
-            let first = i * STEP;
-            let rows = STEP.min(k - first);
-            for (block, start) in block.iter_mut().zip(starts) {
-                let Some(start) = start else { continue };
-                let source = &source[start + first..][..rows];
-                match <&[f32; STEP]>::try_from(source) {
-                    Ok(source) => *block = *source,
-                    Err(_) => block[..rows].copy_from_slice(source),
-                }
-            }
-            for (p, line) in panel.chunks_exact_mut(LANES).enumerate() {
-                for (j, value) in line.iter_mut().enumerate() {
-                    *value = block[j][p];
+/// Sixteen columns, each k values in one piece from where it starts (zeros if nowhere), to (k, 16).
+///
+/// # Panics
+/// If a column reaches past the source, or the panel is shorter.
+pub(crate) fn pack_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize, panel: &mut [f32]) {
+    assert!(starts.iter().flatten().all(|start| start + k <= source.len()) && panel.len() >= k * LANES);
+    let mut whole = 0;
+    #[cfg(target_arch = "x86_64")]
+    if level() >= Level::Avx2 {
+        whole = k / 8 * 8;
+        // SAFETY: `level` found AVX2; the values lie inside, checked above.
+        unsafe { turn_columns(source, starts, whole, panel) };
+    }
+    for (p, line) in panel.chunks_exact_mut(LANES).enumerate().take(k).skip(whole) {
+        for (value, start) in line.iter_mut().zip(starts) {
+            *value = start.map_or(0.0, |start| source[start + p]);
+        }
+    }
+}
+
+/// Eight times eight values at a time, turned in registers: the compiler does not find this by itself.
+///
+/// # Safety
+/// The columns and the panel have `k` values a column, a multiple of eight.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+unsafe fn turn_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize, panel: &mut [f32]) {
+    use std::arch::x86_64::{
+        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
+        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
+    };
+    for first in (0..k).step_by(8) {
+        for half in [0, 8] {
+            let r: [_; 8] = std::array::from_fn(|j| match starts[half + j] {
+                // SAFETY: promised by the caller.
+                Some(start) => unsafe { _mm256_loadu_ps(source.as_ptr().add(start + first)) },
+                None => _mm256_setzero_ps(),
+            });
+            let pairs: [_; 8] = std::array::from_fn(|j| match j % 2 {
+                0 => _mm256_unpacklo_ps(r[j], r[j + 1]),
+                _ => _mm256_unpackhi_ps(r[j - 1], r[j]),
+            });
+            let quads: [_; 8] = std::array::from_fn(|j| {
+                let (a, b) = (pairs[j / 4 * 4 + j % 4 / 2], pairs[j / 4 * 4 + j % 4 / 2 + 2]);
+                if j % 2 == 0 { _mm256_shuffle_ps::<0x44>(a, b) } else { _mm256_shuffle_ps::<0xee>(a, b) }
+            });
+            for j in 0..4 {
+                let low = _mm256_permute2f128_ps::<0x20>(quads[j], quads[j + 4]);
+                let high = _mm256_permute2f128_ps::<0x31>(quads[j], quads[j + 4]);
+                // SAFETY: promised by the caller.
+                unsafe {
+                    let line = panel.as_mut_ptr().add((first + j) * LANES + half);
+                    _mm256_storeu_ps(line, low);
+                    _mm256_storeu_ps(line.add(4 * LANES), high);
                 }
             }
         }
     }
+}
 
+simd! {
     /// Rows of `width` values.
     fn pack_rows(source: &[f32], strides: (usize, usize), width: usize, panel: &mut [f32]) {
         let (row, col) = strides;
