@@ -38,9 +38,17 @@ impl DeviceChoice {
     }
 }
 
-/// Asks the system's allocator to keep freed memory for the next tensor: getting it afresh and cleared from the system for
-/// every tensor takes a tenth of a training step. To be called once, at the start of a program. Only glibc listens.
-pub fn keep_freed_memory() {
+/// What a program that computes does first, before it has threads.
+///
+/// Freed memory is kept for the next tensor: getting it afresh and cleared from the system for every tensor takes a tenth
+/// of a training step (only glibc listens). And candle's own arithmetic stays on one thread, unless `CANDLE_NUM_THREADS`
+/// says otherwise: its threads wait for each other by spinning, which is slow wherever something else runs too, and what
+/// takes time is computed by our own kernels.
+pub fn prepare_process() {
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: there are no other threads yet that could read the environment.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         /// The largest glibc takes: larger blocks come from the system each time.

@@ -6,7 +6,7 @@
 use scumble_gui::App;
 
 fn main() -> eframe::Result {
-    scumble::device::keep_freed_memory();
+    scumble::device::prepare_process();
     let viewport = eframe::egui::ViewportBuilder::default()
         .with_title(scumble_gui::TITLE)
         .with_app_id("scumble")

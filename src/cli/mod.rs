@@ -105,7 +105,7 @@ struct Context {
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    crate::device::keep_freed_memory();
+    crate::device::prepare_process();
     let cancel = CancelToken::default();
     setup::on_interrupt(&cancel);
     run(std::env::args_os(), cancel)

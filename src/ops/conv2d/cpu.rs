@@ -126,14 +126,11 @@ fn direct_gradient(g: &[f32], weight: Numbers<'_>, gx: &mut [f32], keep: bool, (
     gather(g, turned, 0, pixels, &mut rows);
     let rows = Mat::new(&rows, pixels, taps * out);
     gemm_with(MatMut::new(gx, pixels, s.c), keep, rows, 1.0, Threads::All, |part, columns, panels| {
-        let starts = columns.clone().step_by(LANES);
-        for (first, panel) in starts.zip(panels.clear(part.len(), columns.len())) {
-            let width = LANES.min(columns.end - first);
-            for (row, line) in part.clone().zip(panel.chunks_exact_mut(LANES)) {
-                let at = (row % out * taps + taps - 1 - row / out) * s.c + first;
-                weight.part(at..at + width).widen(&mut line[..width]);
-            }
-        }
+        panels.fill_rows(part.len(), columns.len(), |row| {
+            let (tap, o) = ((part.start + row) / out, (part.start + row) % out);
+            let start = (o * taps + taps - 1 - tap) * s.c;
+            weight.part(start + columns.start..start + columns.end)
+        });
     });
 }
 

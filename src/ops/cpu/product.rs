@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{
     Numbers, products_together,
-    simd::{Level, level, simd},
+    simd::{Level, level, prefetch},
 };
 
 /// Columns of a panel.
@@ -202,20 +202,21 @@ impl<'a> Mat<'a> {
     where
         'a: 'b,
     {
-        let Self { rows, cols, row_stride, col_stride, .. } = self;
+        let Self { rows, row_stride, col_stride, .. } = self;
         if let Numbers::F32(data) = self.data {
-            return Wide { data, rows, cols, row_stride, col_stride };
+            return Wide { data, rows, row_stride, col_stride };
         }
         // Along the dimension that lies in one piece.
         let turn = col_stride != 1;
-        let (lines, length, stride) = if turn { (cols, rows, col_stride) } else { (rows, cols, row_stride) };
+        let (lines, length, stride) =
+            if turn { (self.cols, rows, col_stride) } else { (rows, self.cols, row_stride) };
         assert!(!turn || row_stride == 1, "a matrix of halves has rows or columns in one piece");
         room.resize(lines * length, 0.0);
         for (i, line) in room.chunks_exact_mut(length.max(1)).enumerate() {
             self.data.part(i * stride..i * stride + length).widen(line);
         }
         let (row_stride, col_stride) = if turn { (1, length) } else { (length, 1) };
-        Wide { data: room, rows, cols, row_stride, col_stride }
+        Wide { data: room, rows, row_stride, col_stride }
     }
 }
 
@@ -224,7 +225,6 @@ impl<'a> Mat<'a> {
 struct Wide<'a> {
     data: &'a [f32],
     rows: usize,
-    cols: usize,
     row_stride: usize,
     col_stride: usize,
 }
@@ -264,22 +264,52 @@ pub(crate) struct Panels {
 impl Panels {
     /// Packs a matrix.
     pub fn fill(&mut self, b: Mat<'_>) {
+        if b.col_stride == 1 {
+            return self.fill_rows(b.rows, b.cols, |row| {
+                b.data.part(row * b.row_stride..row * b.row_stride + b.cols)
+            });
+        }
+        assert!(b.row_stride == 1, "a matrix has rows or columns in one piece");
         let mut room = std::mem::take(&mut self.room);
-        self.fill_wide(b.widened(&mut room));
+        let wide = b.widened(&mut room);
+        for (i, panel) in self.clear(b.rows, b.cols).enumerate() {
+            let start = |j| (j < b.cols).then_some(j * wide.col_stride);
+            pack_columns(wide.data, &std::array::from_fn(|j| start(i * LANES + j)), b.rows, panel);
+        }
         self.room = room;
     }
 
-    fn fill_wide(&mut self, b: Wide<'_>) {
-        for (i, panel) in self.clear(b.rows, b.cols).enumerate() {
-            let first = i * LANES;
-            let width = LANES.min(b.cols - first);
-            if b.row_stride == 1 {
-                let starts = std::array::from_fn(|j| (j < width).then_some((first + j) * b.col_stride));
-                pack_columns(b.data, &starts, b.rows, panel);
+    /// Packs k rows of n numbers, each in one piece.
+    pub fn fill_rows<'b>(&mut self, k: usize, n: usize, row: impl Fn(usize) -> Numbers<'b>) {
+        /// Rows asked for before they are used: they may lie far apart.
+        const AHEAD: usize = 8;
+        self.resize(k, n);
+        let mut room = std::mem::take(&mut self.room);
+        room.resize(n, 0.0);
+        for p in 0..k {
+            if p + AHEAD < k {
+                prefetch(row(p + AHEAD));
+            }
+            let numbers = row(p);
+            let line: &[f32] = if let Numbers::F32(values) = numbers {
+                &values[..n]
             } else {
-                pack_rows(&b.data[first * b.col_stride..], (b.row_stride, b.col_stride), width, panel);
+                numbers.widen(&mut room);
+                &room
+            };
+            let (whole, rest) = line.as_chunks::<LANES>();
+            let targets = self.values[p * LANES..].chunks_mut((k * LANES).max(1));
+            for (i, target) in targets.enumerate() {
+                match whole.get(i) {
+                    Some(values) => target[..LANES].copy_from_slice(values),
+                    None => {
+                        target[..rest.len()].copy_from_slice(rest);
+                        target[rest.len()..LANES].fill(0.0);
+                    }
+                }
             }
         }
+        self.room = room;
     }
 
     /// The panels (k, 16), to be filled.
@@ -585,22 +615,6 @@ unsafe fn turn_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize
                     _mm256_storeu_ps(line, low);
                     _mm256_storeu_ps(line.add(4 * LANES), high);
                 }
-            }
-        }
-    }
-}
-
-simd! {
-    /// Rows of `width` values.
-    fn pack_rows(source: &[f32], strides: (usize, usize), width: usize, panel: &mut [f32]) {
-        let (row, col) = strides;
-        for (p, line) in panel.chunks_exact_mut(LANES).enumerate() {
-            if col == 1 && width == LANES {
-                line.copy_from_slice(&source[p * row..][..LANES]);
-                continue;
-            }
-            for (j, value) in line.iter_mut().enumerate() {
-                *value = if j < width { source[p * row + j * col] } else { 0.0 };
             }
         }
     }
