@@ -24,6 +24,7 @@ parser.add_argument("--threads", type=int, default=2)
 parser.add_argument("--runs", type=int, default=5)
 parser.add_argument("--warmup", type=int, default=1)
 parser.add_argument("--compile", action="store_true")
+parser.add_argument("--error", action="store_true", help="how far the result is from the same in f32")
 args = parser.parse_args()
 
 os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
@@ -73,7 +74,7 @@ def random(make):
     with torch.device("meta"):
         model = make()
     model = model.to(DTYPE).to_empty(device=DEVICE)
-    pool = torch.randn(1_000_003, device=DEVICE).to(DTYPE)
+    pool = torch.randn(1_000_003, device=DEVICE)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim == 1:
@@ -82,7 +83,7 @@ def random(make):
             flat, scale = p.reshape(-1), (p.numel() // p.shape[0]) ** -0.5
             for at in range(0, flat.numel(), pool.numel()):
                 part = flat[at:at + pool.numel()]
-                torch.mul(pool[:part.numel()], scale, out=part)
+                part.copy_(pool[:part.numel()] * scale)
         for name, b in model.named_buffers():
             if name.endswith("position_ids"):
                 b.copy_(torch.arange(b.shape[-1], device=DEVICE).expand_as(b))
@@ -103,9 +104,10 @@ def latents(network):
 
 
 def inference(f):
+    """What a single network computes comes back, so that precisions can be compared."""
     def run():
         with torch.inference_mode():
-            f()
+            return f()
     return run
 
 
@@ -159,13 +161,13 @@ def task_vae_encode():
     model = vae().eval()
     model.decoder = None
     x, f = noise(3, args.size, args.size), compiled(model.encode)
-    return inference(lambda: f(x, return_dict=False))
+    return inference(lambda: (f(x, return_dict=False)[0].mean,))
 
 
 def task_text():
     model = text().eval()
     ids, f = torch.arange(TOKENS, device=DEVICE).expand(args.batch, TOKENS), compiled(model)
-    return inference(lambda: f(ids))
+    return inference(lambda: (f(ids)[0],))
 
 
 def task_generate():
@@ -188,6 +190,18 @@ def task_generate():
     return inference(run)
 
 
+def error():
+    global DTYPE
+    outputs = []
+    for DTYPE in (DTYPE, torch.float32):
+        torch.manual_seed(0)
+        outputs.append(globals()["task_" + args.task.replace("-", "_")]()())
+    if not all(outputs):
+        return None
+    found, exact = (output[0].double() for output in outputs)
+    return ((found - exact).norm() / exact.norm()).item()
+
+
 def main():
     work = globals()["task_" + args.task.replace("-", "_")]()
     wait = torch.cuda.synchronize if CUDA else (lambda: None)
@@ -206,7 +220,7 @@ def main():
     peak = torch.cuda.max_memory_allocated() if CUDA else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     versions = {p: importlib.metadata.version(p) for p in ("torch", "diffusers", "transformers", "peft")}
     print(json.dumps({"seconds": statistics.median(seconds), "runs": seconds, "processor_seconds": processor,
-                      "peak_mib": peak / 2**20, "threads": args.threads, "versions": versions}))
+                      "peak_mib": peak / 2**20, "error": error() if args.error else None, "threads": args.threads, "versions": versions}))
 
 
 main()

@@ -6,7 +6,7 @@ mod task;
 
 use std::{fmt, str::FromStr, time::Instant};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 
 pub use task::Subject;
 
@@ -164,6 +164,25 @@ pub fn measure(case: &Case, runs: Runs, cancel: &CancelToken) -> Result<Measured
         seconds,
         size_px,
     })
+}
+
+/// The relative difference of what a network computes to the same in f32 (root of the summed squares), with the same
+/// weights and inputs; `None` for a task that is not a single network's.
+///
+/// # Errors
+/// As [`measure`].
+pub fn error(case: &Case, cancel: &CancelToken) -> Result<Option<f64>> {
+    let output = |dtype| -> Result<Option<Tensor>> {
+        let (_, mut work) = task::prepare(&Case { dtype, ..case.clone() }, cancel)?;
+        work()?.map(|t| Ok(t.to_device(&Device::Cpu)?.to_dtype(DType::F32)?)).transpose()
+    };
+    let (Some(found), Some(exact)) = (output(case.dtype)?, output(DType::F32)?) else {
+        return Ok(None);
+    };
+    let norm = |t: &Tensor| -> Result<f64> {
+        Ok(t.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
+    };
+    Ok(Some(norm(&(&found - &exact)?)? / norm(&exact)?))
 }
 
 #[cfg(test)]

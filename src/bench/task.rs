@@ -65,7 +65,8 @@ impl FromStr for Subject {
     }
 }
 
-pub(super) type Work = Box<dyn FnMut() -> Result<()>>;
+/// Does the task once. What a single network computed comes back, so that precisions can be compared.
+pub(super) type Work = Box<dyn FnMut() -> Result<Option<Tensor>>>;
 
 /// The side of the pictures, and the task. Only what it needs is in memory.
 pub(super) fn prepare(case: &Case, cancel: &CancelToken) -> Result<(usize, Work)> {
@@ -106,7 +107,7 @@ impl Prepared<'_> {
         let timesteps = Tensor::full(500f32, latents.dim(0)?, &self.case.device)?;
         Ok(Box::new(move || {
             let input = UNetInput { added: added.clone(), ..UNetInput::new(&latents, &timesteps, &context) };
-            unet.forward(&input).map(drop)
+            unet.forward(&input).map(Some)
         }))
     }
 
@@ -130,20 +131,20 @@ impl Prepared<'_> {
         Ok(Box::new(move || {
             learner.step(step, 1e-4, &mut |_, _, _| Ok(batch.clone()), &cancel)?;
             step += 1;
-            Ok(())
+            Ok(None)
         }))
     }
 
     fn vae_decode(&self) -> Result<Work> {
         let vae = load::vae(&self.checkpoint, &self.case.device, self.case.dtype)?;
         let latents = self.noise(&[self.side, self.side, vae.config().latent_channels])?;
-        Ok(Box::new(move || vae.decode(&latents).map(drop)))
+        Ok(Box::new(move || vae.decode(&latents).map(Some)))
     }
 
     fn vae_encode(&self) -> Result<Work> {
         let vae = load::vae(&self.checkpoint, &self.case.device, self.case.dtype)?;
         let pictures = self.noise(&[self.size_px, self.size_px, 3])?;
-        Ok(Box::new(move || vae.encode(&pictures).map(drop)))
+        Ok(Box::new(move || Ok(Some(vae.encode(&pictures)?.mean))))
     }
 
     fn text(&self) -> Result<Work> {
@@ -153,7 +154,7 @@ impl Prepared<'_> {
         };
         let ids: Vec<u32> = (0..self.case.batch * TOKENS).map(|i| (i % TOKENS) as u32).collect();
         let ids = Tensor::from_vec(ids, (self.case.batch, TOKENS), &self.case.device)?;
-        Ok(Box::new(move || encoder.model.forward(&ids, &ClipOptions::default()).map(drop)))
+        Ok(Box::new(move || Ok(Some(encoder.model.forward(&ids, &ClipOptions::default())?.last))))
     }
 
     fn generate(&self, cancel: &CancelToken) -> Result<Work> {
@@ -174,7 +175,7 @@ impl Prepared<'_> {
                 let written = picture.image.write_to(&mut file, image::ImageFormat::Png);
                 written.map_err(|e| Error::invalid(format!("cannot encode the picture: {e}")))?;
             }
-            Ok(())
+            Ok(None)
         }))
     }
 

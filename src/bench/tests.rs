@@ -19,6 +19,18 @@ fn every_task_runs_and_counts_its_arithmetic() -> Result<()> {
 }
 
 #[test]
+fn the_error_of_half_precision_is_that_of_its_rounding() -> Result<()> {
+    let cancel = CancelToken::default();
+    for task in [Task::Unet, Task::VaeDecode, Task::VaeEncode, Task::Text] {
+        assert_eq!(error(&case(task), &cancel)?, Some(0.0), "{task} in f32");
+        let rounded = error(&Case { dtype: DType::BF16, ..case(task) }, &cancel)?.unwrap_or_default();
+        assert!((1e-4..0.1).contains(&rounded), "{task}: {rounded}");
+    }
+    assert_eq!(error(&case(Task::Train), &cancel)?, None);
+    Ok(())
+}
+
+#[test]
 fn a_family_is_random_and_a_model_is_not() -> Result<()> {
     assert_eq!("sdxl".parse::<Subject>()?, Subject::Random(Family::Sdxl));
     assert_eq!("mini".parse::<Subject>()?, Subject::Real("mini".into()));

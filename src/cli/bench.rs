@@ -39,6 +39,9 @@ pub(super) struct Args {
     /// Runs before them
     #[arg(long, default_value_t = 1)]
     pub warmup: usize,
+    /// How far a single network's result is from the same in f32, which takes the memory of both
+    #[arg(long)]
+    pub error: bool,
 }
 
 /// One line of the table, as `--json` prints it.
@@ -60,8 +63,10 @@ struct Row {
     peak_mib: Option<f64>,
     gflop: f64,
     gflops: f64,
-    /// Of multiply-adds that never leave the registers; f32 on the processor.
+    /// Of multiply-adds that never leave the registers, in f32 on the processor.
     percent_of_peak: Option<f64>,
+    /// Relative to the same in f32, if that was asked for.
+    error: Option<f64>,
 }
 
 /// What is measured, in words: a child process is started with them.
@@ -141,8 +146,9 @@ fn measure(wish: &Wish, args: &Args, context: &Context) -> Result<Row> {
     };
     let runs = Runs { warmup: args.warmup, counted: args.runs };
     let measured = bench::measure(&case, runs, &context.cancel)?;
-    let peak = (device.is_cpu() && dtype == candle_core::DType::F32).then(peak::gflops);
-    Ok(row(&case, &measured, peak))
+    let peak = device.is_cpu().then(peak::gflops);
+    let error = if args.error { bench::error(&case, &context.cancel)? } else { None };
+    Ok(Row { error, ..row(&case, &measured, peak) })
 }
 
 fn row(case: &Case, measured: &Measured, peak: Option<f64>) -> Row {
@@ -165,6 +171,7 @@ fn row(case: &Case, measured: &Measured, peak: Option<f64>) -> Row {
         gflop: measured.gflop,
         gflops,
         percent_of_peak: peak.map(|peak| 100.0 * gflops / peak),
+        error: None,
     }
 }
 
@@ -180,6 +187,12 @@ fn in_child(wish: &Wish, args: &Args, context: &Context) -> Result<Row> {
     }
     if let Some(device) = &context.global.device {
         command.args(["--device", &device.to_string()]);
+    }
+    if context.global.offline {
+        command.arg("--offline");
+    }
+    if args.error {
+        command.arg("--error");
     }
     if let Some(threads) = context.global.threads {
         command.args(["--threads", &threads.to_string()]);
@@ -226,13 +239,13 @@ fn show(row: &Row, context: &Context, first: bool) {
     }
     if first {
         console.data(&format!(
-            "{:<14} {:<20} {:>5} {:>5} {:>5} {:>9} {:>9} {:>9} {:>9} {:>6}",
-            "model", "task", "px", "batch", "dtype", "s", "s/step", "MiB", "GFLOP/s", "% peak"
+            "{:<14} {:<20} {:>5} {:>5} {:>5} {:>9} {:>9} {:>9} {:>9} {:>6} {:>8}",
+            "model", "task", "px", "batch", "dtype", "s", "s/step", "MiB", "GFLOP/s", "% peak", "error"
         ));
     }
     let optional = |x: Option<f64>| x.map_or_else(|| "-".to_owned(), |x| format!("{x:.0}"));
     console.data(&format!(
-        "{:<14} {:<20} {:>5} {:>5} {:>5} {:>9.3} {:>9.3} {:>9} {:>9.1} {:>6}",
+        "{:<14} {:<20} {:>5} {:>5} {:>5} {:>9.3} {:>9.3} {:>9} {:>9.1} {:>6} {:>8}",
         row.model,
         row.task,
         row.size,
@@ -242,6 +255,7 @@ fn show(row: &Row, context: &Context, first: bool) {
         row.seconds_per_step,
         optional(row.peak_mib),
         row.gflops,
-        optional(row.percent_of_peak)
+        optional(row.percent_of_peak),
+        row.error.map_or_else(|| "-".to_owned(), |e| format!("{e:.1e}"))
     ));
 }

@@ -170,12 +170,15 @@ pub(crate) fn gemm_with(
     let each = m.div_ceil(splits);
     (0..groups * splits).into_par_iter().for_each_init(Panels::default, |panels, i| {
         let (group, split) = (i % groups, i / groups);
-        task(panels, (split * each).min(m)..((split + 1) * each).min(m), columns(group));
+        let rows = split * each..((split + 1) * each).min(m);
+        if !rows.is_empty() {
+            task(panels, rows, columns(group));
+        }
     });
 }
 
 /// k in parts of at most [`DEPTH`], alike in length. At least one, so that an empty sum is written too.
-pub(crate) fn parts(k: usize) -> impl Iterator<Item = Range<usize>> {
+fn parts(k: usize) -> impl Iterator<Item = Range<usize>> {
     let count = k.div_ceil(DEPTH).max(1);
     let each = k.div_ceil(count);
     (0..count).map(move |i| (i * each).min(k)..((i + 1) * each).min(k))
