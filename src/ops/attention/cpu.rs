@@ -4,12 +4,14 @@ use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
-use crate::ops::cpu::{Mat, MatMut, Packed, Panels, Shared, gemm_packed, math, products_together, simd};
+use crate::ops::cpu::{
+    LANES, Mat, MatMut, Packed, Panels, Shared, gemm_packed, math, products_together, simd,
+};
 
 /// Scores of a block: a share of the second cache.
 const SCORES: usize = 1 << 16;
-/// Queries of a block: at most what fills the cache's lines, at least what keeps the multipliers busy.
-const QUERIES: RangeInclusive<usize> = 24..=96;
+/// Queries of a block. They are what the backward pass sums over: fewer leave the multipliers waiting for memory.
+const QUERIES: RangeInclusive<usize> = 48..=96;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -28,6 +30,11 @@ impl Sizes {
 
     fn scale(&self) -> f32 {
         1.0 / (self.head_width() as f32).sqrt()
+    }
+
+    /// Values from one row of scores to the next. Rows a power of two apart would compete for the same lines of the cache.
+    fn pitch(&self) -> usize {
+        self.m.next_multiple_of(LANES) + LANES
     }
 
     /// Queries of a block.
@@ -61,7 +68,7 @@ pub(super) fn forward(t: Operands<'_>, s: Sizes) -> Vec<f32> {
             let at = head.queries + rows.start * s.d;
             // SAFETY: no other task has these rows of this head.
             let out = unsafe { shared.matrix(at, rows.len(), width, s.d) };
-            gemm_packed(out, false, Mat::new(scores, rows.len(), s.m), values, 1.0);
+            gemm_packed(out, false, Mat::strided(scores, rows.len(), s.m, s.pitch()), values, 1.0);
         });
     });
     out
@@ -84,16 +91,16 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
             let count = rows.len();
             head.weights(rows.clone(), keys.packed(), weights);
             let g = Mat::strided(&g[of_head(&rows)..], count, width, s.d);
-            let p = Mat::new(weights, count, s.m);
+            let p = Mat::strided(weights, count, s.m, s.pitch());
             block_rows.fill(g);
             // SAFETY: no other task has this head.
             let gv = unsafe { gv.matrix(head.seen, s.m, width, s.d) };
             gemm_packed(gv, true, p.t(), block_rows.packed(), 1.0);
 
-            slopes.resize(count * s.m, 0.0);
-            gemm_packed(MatMut::new(slopes, count, s.m), false, g, values.packed(), 1.0);
-            softmax_backward(weights, s.m, slopes);
-            let gs = Mat::new(slopes, count, s.m);
+            slopes.resize(count * s.pitch(), 0.0);
+            gemm_packed(MatMut::strided(slopes, count, s.m, s.pitch()), false, g, values.packed(), 1.0);
+            softmax_backward(weights, (s.m, s.pitch()), slopes);
+            let gs = Mat::strided(slopes, count, s.m, s.pitch());
             // SAFETY: no other task has this head.
             let gq = unsafe { gq.matrix(of_head(&rows), count, width, s.d) };
             gemm_packed(gq, false, gs, key_rows.packed(), s.scale());
@@ -144,25 +151,27 @@ impl<'a> Operands<'a> {
 }
 
 impl Head<'_> {
-    /// The softmax of the scores of some queries on all keys, (rows, m). Keys after a causal query have weight 0.
+    /// The softmax of the scores of some queries on all keys, (rows, pitch). Keys after a causal query have weight 0.
     fn weights(&self, rows: Range<usize>, keys: Packed<'_>, out: &mut Vec<f32>) {
-        let m = self.sizes.m;
-        out.resize(rows.len() * m, 0.0);
+        let (m, pitch) = (self.sizes.m, self.sizes.pitch());
+        out.resize(rows.len() * pitch, 0.0);
         let q = self.q.rows(rows.clone());
-        gemm_packed(MatMut::new(out, rows.len(), m), false, q, keys, self.sizes.scale());
+        gemm_packed(MatMut::strided(out, rows.len(), m, pitch), false, q, keys, self.sizes.scale());
         if self.sizes.causal {
-            for (row, out) in rows.zip(out.chunks_exact_mut(m)) {
-                out[(row + 1).min(m)..].fill(f32::NEG_INFINITY);
+            for (row, out) in rows.zip(out.chunks_exact_mut(pitch)) {
+                out[(row + 1).min(m)..m].fill(f32::NEG_INFINITY);
             }
         }
-        softmax(out, m);
+        softmax(out, (m, pitch));
     }
 }
 
 simd! {
-    /// In every row of `keys` values.
-    fn softmax(scores: &mut [f32], keys: usize) {
-        for row in scores.chunks_exact_mut(keys) {
+    /// In every row of `keys` values, `pitch` apart.
+    fn softmax(scores: &mut [f32], keys_pitch: (usize, usize)) {
+        let (keys, pitch) = keys_pitch;
+        for row in scores.chunks_exact_mut(pitch) {
+            let row = &mut row[..keys];
             let max = math::max(row);
             for x in row.iter_mut() {
                 *x = math::exp(*x - max);
@@ -175,8 +184,10 @@ simd! {
     }
 
     /// g becomes p ⊙ (g - Σ p g) in every row.
-    fn softmax_backward(p: &[f32], keys: usize, g: &mut [f32]) {
-        for (p, g) in p.chunks_exact(keys).zip(g.chunks_exact_mut(keys)) {
+    fn softmax_backward(p: &[f32], keys_pitch: (usize, usize), g: &mut [f32]) {
+        let (keys, pitch) = keys_pitch;
+        for (p, g) in p.chunks_exact(pitch).zip(g.chunks_exact_mut(pitch)) {
+            let (p, g) = (&p[..keys], &mut g[..keys]);
             let mean = math::sum2(p, g, |p, g| p * g);
             for (g, &p) in g.iter_mut().zip(p) {
                 *g = p * (*g - mean);

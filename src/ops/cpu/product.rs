@@ -134,6 +134,7 @@ fn turned(a: Mat<'_>, b: Mat<'_>) -> bool {
 }
 
 /// The same for a right operand that `pack` lays out: some of its rows (a part of k) and columns.
+#[expect(clippy::needless_pass_by_value, reason = "the output is this product's alone")]
 pub(crate) fn gemm_with(
     out: MatMut<'_>,
     keep: bool,
@@ -365,6 +366,7 @@ impl<'a> Packed<'a> {
 ///
 /// # Panics
 /// If the shapes disagree.
+#[expect(clippy::needless_pass_by_value, reason = "the output is this product's alone")]
 pub(crate) fn gemm_packed(out: MatMut<'_>, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32) {
     assert!(out.rows == a.rows && out.cols == b.n && a.cols == b.k, "gemm: shapes disagree");
     if out.rows == 0 || out.cols == 0 {
@@ -444,13 +446,13 @@ unsafe fn block<const M: usize, const FMA: bool>(
                 let rows = a.data.as_ptr().add(row * a.row_stride);
                 let strides = (a.row_stride, a.col_stride);
                 match left {
-                    l if l >= M => tile::<M, FMA>(rows, strides, panel, out, width, keep, scale),
-                    l if l >= 6 => tile::<6, FMA>(rows, strides, panel, out, width, keep, scale),
-                    5 => tile::<5, FMA>(rows, strides, panel, out, width, keep, scale),
-                    4 => tile::<4, FMA>(rows, strides, panel, out, width, keep, scale),
-                    3 => tile::<3, FMA>(rows, strides, panel, out, width, keep, scale),
-                    2 => tile::<2, FMA>(rows, strides, panel, out, width, keep, scale),
-                    _ => tile::<1, FMA>(rows, strides, panel, out, width, keep, scale),
+                    l if l >= M => tile::<M, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    l if l >= 6 => tile::<6, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    5 => tile::<5, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    4 => tile::<4, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    3 => tile::<3, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    2 => tile::<2, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                    _ => tile::<1, FMA>(rows, strides, panel, out, width, (keep, scale)),
                 }
             }
             row += if left >= M { M } else { left.min(6) };
@@ -469,8 +471,7 @@ unsafe fn tile<const M: usize, const FMA: bool>(
     panel: &[f32],
     out: Place,
     width: usize,
-    keep: bool,
-    scale: f32,
+    (keep, scale): (bool, f32),
 ) {
     let mut tile = [[0.0f32; LANES]; M];
     // SAFETY: promised by the caller.
@@ -506,6 +507,10 @@ unsafe fn sums<const M: usize, const FMA: bool>(
     let mut sums = [[0.0f32; LANES]; M];
     for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate() {
         let b = *b;
+        #[expect(
+            clippy::needless_range_loop,
+            reason = "an index known to the compiler keeps the sums in registers"
+        )]
         for r in 0..M {
             // SAFETY: promised by the caller.
             let a = unsafe { *a.add(r * row + p * col) };

@@ -13,12 +13,16 @@ pub(in crate::ops::conv2d) struct Variant {
     /// (M + 2)²: values of a transformed neighbourhood.
     pub points: usize,
     /// G k Gᵀ of `count` kernels side by side, their nine values where `taps` says, to points `pitch` apart.
-    pub kernel: fn(weight: &[f32], taps: &[usize; 9], count: usize, points: &mut [f32], pitch: usize),
+    pub kernel: TransformKernel,
     /// Bᵀ d B for a panel of tiles and a group of channels from `first` on, channels by tiles.
-    pub input: fn(x: &[f32], s: &Sizes, tiles: &[Tile], first: usize, points: &mut [Turned]),
+    pub input: TransformInput,
     /// Aᵀ m A for sixteen tiles from `first` on of (points, rows, pitch), to (16 tiles, pixels, rows).
-    pub output: fn(products: &[f32], rows_pitch_first: (usize, usize, usize), pixels: &mut [f32]),
+    pub output: TransformOutput,
 }
+
+type TransformKernel = fn(weight: &[f32], taps: &[usize; 9], count: usize, points: &mut [f32], pitch: usize);
+type TransformInput = fn(x: &[f32], s: &Sizes, tiles: &[Tile], first: usize, points: &mut [Turned]);
+type TransformOutput = fn(products: &[f32], rows_pitch_first: (usize, usize, usize), pixels: &mut [f32]);
 
 /// A point of a group of channels of a panel of tiles.
 pub(super) type Turned = [[f32; LANES]; WIDTH];
@@ -167,8 +171,8 @@ fn lanes<const M: usize, const N: usize, L: Line<M, N>>(
                 values[x][l] = row[x];
             }
         }
-        for x in 0..N {
-            put(y * N + x, values[x]);
+        for (x, values) in values.iter().enumerate() {
+            put(y * N + x, *values);
         }
     }
 }
