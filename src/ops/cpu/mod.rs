@@ -3,15 +3,17 @@
 //! Kernels compute in f32. Activations of other dtypes are widened on the way in and narrowed on the way out, weights where
 //! they are used.
 
+mod mat;
 pub(crate) mod math;
 mod numbers;
+mod panels;
 mod product;
 mod simd;
 
+pub(crate) use mat::{Mat, MatMut, Shared};
 pub(crate) use numbers::{Numbers, Stored, Values, narrow, widen};
-pub(crate) use product::{
-    LANES, Mat, MatMut, Packed, Panels, Shared, Threads, gemm, gemm_packed, gemm_with, pack_columns,
-};
+pub(crate) use panels::{LANES, Packed, Panels, pack_columns};
+pub(crate) use product::{Threads, gemm, gemm_packed, gemm_with};
 pub(crate) use simd::{Level, level, prefetch, simd};
 
 /// How many values one parallel task of an elementwise kernel handles: a share of the L2 cache.

@@ -82,20 +82,21 @@ pub(crate) fn widen(t: &Tensor) -> Result<Tensor> {
 pub(crate) fn narrow(values: Vec<f32>, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
     let cpu = &candle_core::Device::Cpu;
     Ok(match dtype {
-        DType::BF16 => {
-            let mut narrow = vec![bf16::ZERO; values.len()];
-            let chunks = narrow.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
-            chunks.with_min_len(together(CHUNK)).for_each(|(to, from)| narrow_bf16(from, to));
-            Tensor::from_vec(narrow, shape, cpu)?
-        }
+        DType::BF16 => Tensor::from_vec(converted(&values, bf16::ZERO, narrow_bf16), shape, cpu)?,
         DType::F16 => {
-            let mut narrow = vec![f16::ZERO; values.len()];
-            let chunks = narrow.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK));
-            chunks.with_min_len(together(CHUNK)).for_each(|(to, from)| to.convert_from_f32_slice(from));
-            Tensor::from_vec(narrow, shape, cpu)?
+            let narrow = |from: &[f32], to: &mut [f16]| to.convert_from_f32_slice(from);
+            Tensor::from_vec(converted(&values, f16::ZERO, narrow), shape, cpu)?
         }
         _ => Tensor::from_vec(values, shape, cpu)?.to_dtype(dtype)?,
     })
+}
+
+/// The values in another type, a chunk at a time in parallel.
+fn converted<T: Copy + Send>(values: &[f32], zero: T, convert: impl Fn(&[f32], &mut [T]) + Sync) -> Vec<T> {
+    let mut target = vec![zero; values.len()];
+    let chunks = target.par_chunks_mut(CHUNK).zip(values.par_chunks(CHUNK)).with_min_len(together(CHUNK));
+    chunks.for_each(|(to, from)| convert(from, to));
+    target
 }
 
 /// The values of a contiguous f32 CPU tensor.

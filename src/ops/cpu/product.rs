@@ -4,17 +4,17 @@
 //! a time. The rows of the other are read where they lie, a number broadcast at a time. Each output is the sum over k
 //! in order, in parts that depend on k alone: however a product is cut into tasks or pieces, its bits are the same.
 
-use std::{cell::RefCell, marker::PhantomData, ops::Range};
+use std::{cell::RefCell, ops::Range};
 
 use rayon::prelude::*;
 
 use super::{
-    Numbers, products_together,
-    simd::{Level, level, prefetch},
+    mat::{Mat, MatMut, Place, Wide},
+    panels::{LANES, Packed, Panels},
+    products_together,
+    simd::{Level, level},
 };
 
-/// Columns of a panel.
-pub(crate) const LANES: usize = 16;
 /// The longest part of k: a panel of it stays in the first cache.
 const DEPTH: usize = 320;
 /// Rows that stay in the second cache while panels pass.
@@ -23,84 +23,6 @@ const ROWS: usize = 96;
 const COLUMNS: usize = 4 * LANES;
 /// Tasks a thread, so that a thread that was held up is helped.
 const TASKS: usize = 2;
-
-/// A matrix inside a slice.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Mat<'a> {
-    data: Numbers<'a>,
-    rows: usize,
-    cols: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-impl<'a> Mat<'a> {
-    /// Rows one after the other.
-    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// Rows that start `row_stride` values apart (they may overlap).
-    ///
-    /// # Panics
-    /// If the slice is too short: a mistake in a kernel, never in data.
-    pub fn strided(data: &'a [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        Self::of(Numbers::F32(data), rows, cols, row_stride)
-    }
-
-    /// The same of any dtype.
-    pub fn of(data: Numbers<'a>, rows: usize, cols: usize, row_stride: usize) -> Self {
-        assert!(reach(rows, cols, row_stride, 1) <= data.len(), "a matrix reaches past its slice");
-        Self { data, rows, cols, row_stride, col_stride: 1 }
-    }
-
-    /// The transpose, without moving anything.
-    pub fn t(self) -> Self {
-        Self {
-            rows: self.cols,
-            cols: self.rows,
-            row_stride: self.col_stride,
-            col_stride: self.row_stride,
-            ..self
-        }
-    }
-}
-
-/// A matrix to write to.
-#[derive(Debug)]
-pub(crate) struct MatMut<'a> {
-    place: Place,
-    rows: usize,
-    cols: usize,
-    borrow: PhantomData<&'a mut [f32]>,
-}
-
-impl<'a> MatMut<'a> {
-    /// Rows one after the other.
-    pub fn new(data: &'a mut [f32], rows: usize, cols: usize) -> Self {
-        Self::strided(data, rows, cols, cols)
-    }
-
-    /// Rows that start `row_stride ≥ cols` values apart.
-    ///
-    /// # Panics
-    /// If the slice is too short or rows overlap.
-    pub fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> Self {
-        // SAFETY: the slice is borrowed for as long as the matrix lives.
-        unsafe { Shared::new(data).matrix(0, rows, cols, row_stride) }
-    }
-
-    /// The transpose.
-    pub fn t(self) -> Self {
-        let Place { data, row, col } = self.place;
-        Self { place: Place { data, row: col, col: row }, rows: self.cols, cols: self.rows, ..self }
-    }
-}
-
-/// Values a matrix spans.
-fn reach(rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> usize {
-    if rows == 0 || cols == 0 { 0 } else { (rows - 1) * row_stride + (cols - 1) * col_stride + 1 }
-}
 
 /// Who computes a product.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,7 +74,7 @@ pub(crate) fn gemm_with(
     let task = |panels: &mut Panels, rows: Range<usize>, columns: Range<usize>| {
         for part in parts(k) {
             pack(part.clone(), columns.clone(), panels);
-            assert!(panels.n == columns.len(), "gemm: other columns were packed");
+            assert!(panels.packed().n == columns.len(), "gemm: other columns were packed");
             let keep = keep || part.start > 0;
             let a = a.part(rows.clone(), part);
             // SAFETY: tasks have rows and columns of their own, inside of the output.
@@ -183,183 +105,6 @@ fn parts(k: usize) -> impl Iterator<Item = Range<usize>> {
     let count = k.div_ceil(DEPTH).max(1);
     let each = k.div_ceil(count);
     (0..count).map(move |i| (i * each).min(k)..((i + 1) * each).min(k))
-}
-
-impl<'a> Mat<'a> {
-    /// Some rows.
-    pub fn rows(self, rows: Range<usize>) -> Self {
-        self.part(rows, 0..self.cols)
-    }
-
-    /// Some rows and columns.
-    fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
-        assert!(rows.end <= self.rows && cols.end <= self.cols, "a part reaches past its matrix");
-        let start = rows.start * self.row_stride + cols.start * self.col_stride;
-        let (rows, cols) = (rows.len(), cols.len());
-        let span = reach(rows, cols, self.row_stride, self.col_stride);
-        let start = if span == 0 { 0 } else { start };
-        Self { data: self.data.part(start..start + span), rows, cols, ..self }
-    }
-
-    /// The same numbers as f32: the matrix itself if they are, else a copy in `room`.
-    fn widened<'b>(self, room: &'b mut Vec<f32>) -> Wide<'b>
-    where
-        'a: 'b,
-    {
-        let Self { rows, row_stride, col_stride, .. } = self;
-        if let Numbers::F32(data) = self.data {
-            return Wide { data, rows, row_stride, col_stride };
-        }
-        // Along the dimension that lies in one piece.
-        let turn = col_stride != 1;
-        let (lines, length, stride) =
-            if turn { (self.cols, rows, col_stride) } else { (rows, self.cols, row_stride) };
-        assert!(!turn || row_stride == 1, "a matrix of halves has rows or columns in one piece");
-        room.resize(lines * length, 0.0);
-        for (i, line) in room.chunks_exact_mut(length.max(1)).enumerate() {
-            self.data.part(i * stride..i * stride + length).widen(line);
-        }
-        let (row_stride, col_stride) = if turn { (1, length) } else { (length, 1) };
-        Wide { data: room, rows, row_stride, col_stride }
-    }
-}
-
-/// A matrix of f32.
-#[derive(Debug, Clone, Copy)]
-struct Wide<'a> {
-    data: &'a [f32],
-    rows: usize,
-    row_stride: usize,
-    col_stride: usize,
-}
-
-/// Where an output begins. Copies are given to tasks that write to different parts of it.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    data: *mut f32,
-    row: usize,
-    col: usize,
-}
-
-// SAFETY: a task writes only to its own rows and columns.
-unsafe impl Send for Place {}
-// SAFETY: as above.
-unsafe impl Sync for Place {}
-
-impl Place {
-    /// # Safety
-    /// The position lies inside of the output.
-    unsafe fn at(self, row: usize, col: usize) -> Self {
-        // SAFETY: promised by the caller.
-        Self { data: unsafe { self.data.add(row * self.row + col * self.col) }, ..self }
-    }
-}
-
-/// A (k, n) operand as panels of sixteen columns, each (k, 16) in one piece; zeros fill the last.
-#[derive(Debug, Default)]
-pub(crate) struct Panels {
-    values: Vec<f32>,
-    k: usize,
-    n: usize,
-    /// Where halves are widened.
-    room: Vec<f32>,
-}
-
-impl Panels {
-    /// Packs a matrix.
-    pub fn fill(&mut self, b: Mat<'_>) {
-        if b.col_stride == 1 {
-            return self.fill_rows(b.rows, b.cols, |row| {
-                b.data.part(row * b.row_stride..row * b.row_stride + b.cols)
-            });
-        }
-        assert!(b.row_stride == 1, "a matrix has rows or columns in one piece");
-        let mut room = std::mem::take(&mut self.room);
-        let wide = b.widened(&mut room);
-        for (i, panel) in self.clear(b.rows, b.cols).enumerate() {
-            let start = |j| (j < b.cols).then_some(j * wide.col_stride);
-            pack_columns(wide.data, &std::array::from_fn(|j| start(i * LANES + j)), b.rows, panel);
-        }
-        self.room = room;
-    }
-
-    /// Packs k rows of n numbers, each in one piece.
-    pub fn fill_rows<'b>(&mut self, k: usize, n: usize, row: impl Fn(usize) -> Numbers<'b>) {
-        /// Rows asked for before they are used: they may lie far apart.
-        const AHEAD: usize = 8;
-        self.resize(k, n);
-        let mut room = std::mem::take(&mut self.room);
-        room.resize(n, 0.0);
-        for p in 0..k {
-            if p + AHEAD < k {
-                prefetch(row(p + AHEAD));
-            }
-            let numbers = row(p);
-            let line: &[f32] = if let Numbers::F32(values) = numbers {
-                &values[..n]
-            } else {
-                numbers.widen(&mut room);
-                &room
-            };
-            let (whole, rest) = line.as_chunks::<LANES>();
-            let targets = self.values[p * LANES..].chunks_mut((k * LANES).max(1));
-            for (i, target) in targets.enumerate() {
-                match whole.get(i) {
-                    Some(values) => target[..LANES].copy_from_slice(values),
-                    None => {
-                        target[..rest.len()].copy_from_slice(rest);
-                        target[rest.len()..LANES].fill(0.0);
-                    }
-                }
-            }
-        }
-        self.room = room;
-    }
-
-    /// The panels (k, 16), to be filled.
-    pub fn clear(&mut self, k: usize, n: usize) -> impl Iterator<Item = &mut [f32]> {
-        self.resize(k, n);
-        self.values.chunks_exact_mut((k * LANES).max(1))
-    }
-
-    /// Makes room for panels.
-    fn resize(&mut self, k: usize, n: usize) {
-        (self.k, self.n) = (k, n);
-        self.values.resize(n.div_ceil(LANES) * k * LANES, 0.0);
-    }
-
-    /// All of them.
-    pub fn packed(&self) -> Packed<'_> {
-        Packed { values: &self.values, k: self.k, n: self.n, pitch: self.k * LANES }
-    }
-}
-
-/// Panels someone packed: (k, n), each panel `pitch` values after the one before.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Packed<'a> {
-    values: &'a [f32],
-    k: usize,
-    n: usize,
-    pitch: usize,
-}
-
-impl<'a> Packed<'a> {
-    /// # Panics
-    /// If the slice is too short.
-    pub fn new(values: &'a [f32], k: usize, n: usize) -> Self {
-        assert!(n.div_ceil(LANES) * k * LANES <= values.len(), "panels reach past their slice");
-        Self { values, k, n, pitch: k * LANES }
-    }
-
-    /// Some of the k rows.
-    pub fn part(self, rows: Range<usize>) -> Self {
-        assert!(rows.start <= rows.end && rows.end <= self.k, "panels have fewer rows");
-        Self { values: &self.values[rows.start * LANES..], k: rows.len(), ..self }
-    }
-
-    fn panel(&self, i: usize) -> &'a [f32] {
-        &self.values[i * self.pitch..][..self.k * LANES]
-    }
 }
 
 /// out = keep · out + scale · a b on the calling thread, b packed.
@@ -520,112 +265,6 @@ unsafe fn sums<const M: usize, const FMA: bool>(
         }
     }
     *tile = sums;
-}
-
-/// An output several tasks write to, each to its own part.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Shared<'a> {
-    data: *mut f32,
-    len: usize,
-    borrow: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: the methods that write ask for parts no one else uses.
-unsafe impl Send for Shared<'_> {}
-// SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
-
-impl<'a> Shared<'a> {
-    pub fn new(values: &'a mut [f32]) -> Self {
-        Self { data: values.as_mut_ptr(), len: values.len(), borrow: PhantomData }
-    }
-
-    /// # Safety
-    /// No one else uses this part at the same time.
-    ///
-    /// # Panics
-    /// If it lies outside.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that the part is its own")]
-    pub unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
-        assert!(at.checked_add(len).is_some_and(|end| end <= self.len), "a part reaches past its slice");
-        // SAFETY: inside of the slice, checked above; not aliased, as the caller promises.
-        unsafe { std::slice::from_raw_parts_mut(self.data.add(at), len) }
-    }
-
-    /// A matrix whose rows start `row_stride ≥ cols` values apart, from `at` on.
-    ///
-    /// # Safety
-    /// No one else uses its elements at the same time.
-    ///
-    /// # Panics
-    /// If it reaches outside or its rows overlap.
-    pub unsafe fn matrix(&self, at: usize, rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
-        assert!(row_stride >= cols || rows <= 1, "rows to write to overlap");
-        assert!(at + reach(rows, cols, row_stride, 1) <= self.len, "a matrix reaches past its slice");
-        // SAFETY: inside of the slice, checked above.
-        let data = unsafe { self.data.add(at) };
-        MatMut { place: Place { data, row: row_stride, col: 1 }, rows, cols, borrow: PhantomData }
-    }
-}
-
-/// Sixteen columns, each k values in one piece from where it starts (zeros if nowhere), to (k, 16).
-///
-/// # Panics
-/// If a column reaches past the source, or the panel is shorter.
-pub(crate) fn pack_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize, panel: &mut [f32]) {
-    assert!(starts.iter().flatten().all(|start| start + k <= source.len()) && panel.len() >= k * LANES);
-    let mut whole = 0;
-    #[cfg(target_arch = "x86_64")]
-    if level() >= Level::Avx2 {
-        whole = k / 8 * 8;
-        // SAFETY: `level` found AVX2; the values lie inside, checked above.
-        unsafe { turn_columns(source, starts, whole, panel) };
-    }
-    for (p, line) in panel.chunks_exact_mut(LANES).enumerate().take(k).skip(whole) {
-        for (value, start) in line.iter_mut().zip(starts) {
-            *value = start.map_or(0.0, |start| source[start + p]);
-        }
-    }
-}
-
-/// Eight times eight values at a time, turned in registers: the compiler does not find this by itself.
-///
-/// # Safety
-/// The columns and the panel have `k` values a column, a multiple of eight.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-unsafe fn turn_columns(source: &[f32], starts: &[Option<usize>; LANES], k: usize, panel: &mut [f32]) {
-    use std::arch::x86_64::{
-        _mm256_loadu_ps, _mm256_permute2f128_ps, _mm256_setzero_ps, _mm256_shuffle_ps, _mm256_storeu_ps,
-        _mm256_unpackhi_ps, _mm256_unpacklo_ps,
-    };
-    for first in (0..k).step_by(8) {
-        for half in [0, 8] {
-            let r: [_; 8] = std::array::from_fn(|j| match starts[half + j] {
-                // SAFETY: promised by the caller.
-                Some(start) => unsafe { _mm256_loadu_ps(source.as_ptr().add(start + first)) },
-                None => _mm256_setzero_ps(),
-            });
-            let pairs: [_; 8] = std::array::from_fn(|j| match j % 2 {
-                0 => _mm256_unpacklo_ps(r[j], r[j + 1]),
-                _ => _mm256_unpackhi_ps(r[j - 1], r[j]),
-            });
-            let quads: [_; 8] = std::array::from_fn(|j| {
-                let (a, b) = (pairs[j / 4 * 4 + j % 4 / 2], pairs[j / 4 * 4 + j % 4 / 2 + 2]);
-                if j % 2 == 0 { _mm256_shuffle_ps::<0x44>(a, b) } else { _mm256_shuffle_ps::<0xee>(a, b) }
-            });
-            for j in 0..4 {
-                let low = _mm256_permute2f128_ps::<0x20>(quads[j], quads[j + 4]);
-                let high = _mm256_permute2f128_ps::<0x31>(quads[j], quads[j + 4]);
-                // SAFETY: promised by the caller.
-                unsafe {
-                    let line = panel.as_mut_ptr().add((first + j) * LANES + half);
-                    _mm256_storeu_ps(line, low);
-                    _mm256_storeu_ps(line.add(4 * LANES), high);
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]
