@@ -8,7 +8,6 @@ import argparse
 import importlib.metadata
 import json
 import os
-import pathlib
 import resource
 import statistics
 import time
@@ -31,63 +30,19 @@ os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import torch  # noqa: E402
-from diffusers import AutoencoderKL, DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel  # noqa: E402
-from transformers import CLIPTextConfig, CLIPTextModel  # noqa: E402
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline  # noqa: E402
+
+import networks  # noqa: E402
 
 torch.set_num_threads(args.threads)
 torch.manual_seed(0)
 DEVICE, CUDA = torch.device(args.device), args.device.startswith("cuda")
-DTYPE = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}[args.precision]
-MINI = pathlib.Path(__file__).parents[2] / "sample-data" / "mini"
+DTYPE = networks.DTYPES[args.precision]
 STEPS, RANK, TOKENS = 20, 8, 77
 
 
-def unet():
-    if args.model == "mini":
-        return UNet2DConditionModel.from_pretrained(MINI / "unet", torch_dtype=DTYPE).to(DEVICE)
-    down, up = ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
-    return random(lambda: UNet2DConditionModel(sample_size=64, block_out_channels=(320, 640, 1280, 1280),
-                                               cross_attention_dim=768, attention_head_dim=8,
-                                               down_block_types=down, up_block_types=up))
-
-
-def vae():
-    if args.model == "mini":
-        return AutoencoderKL.from_pretrained(MINI / "vae", torch_dtype=DTYPE).to(DEVICE)
-    return random(lambda: AutoencoderKL(latent_channels=4, layers_per_block=2, sample_size=512,
-                                        block_out_channels=(128, 256, 512, 512),
-                                        down_block_types=("DownEncoderBlock2D",) * 4,
-                                        up_block_types=("UpDecoderBlock2D",) * 4))
-
-
-def text():
-    if args.model == "mini":
-        return CLIPTextModel.from_pretrained(MINI / "text_encoder", torch_dtype=DTYPE).to(DEVICE)
-    return random(lambda: CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        projection_dim=768, bos_token_id=49406, eos_token_id=49407, pad_token_id=49407)))
-
-
-def random(make):
-    """Filled straight in the wanted dtype: no f32 copy counts towards the peak."""
-    with torch.device("meta"):
-        model = make()
-    model = model.to(DTYPE).to_empty(device=DEVICE)
-    pool = torch.randn(1_000_003, device=DEVICE)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if p.ndim == 1:
-                p.fill_(1.0 if name.endswith("weight") else 0.0)
-                continue
-            flat, scale = p.reshape(-1), (p.numel() // p.shape[0]) ** -0.5
-            for at in range(0, flat.numel(), pool.numel()):
-                part = flat[at:at + pool.numel()]
-                part.copy_(pool[:part.numel()] * scale)
-        for name, b in model.named_buffers():
-            if name.endswith("position_ids"):
-                b.copy_(torch.arange(b.shape[-1], device=DEVICE).expand_as(b))
-    return model
+def network(which):
+    return getattr(networks, which)(args.model, DTYPE, DEVICE)
 
 
 def compiled(f):
@@ -98,9 +53,9 @@ def noise(*shape):
     return torch.randn(args.batch, *shape, device=DEVICE).to(DTYPE)
 
 
-def latents(network):
+def latents(unet):
     side = args.size // 8
-    return noise(4, side, side), noise(TOKENS, network.config.cross_attention_dim)
+    return noise(4, side, side), noise(TOKENS, unet.config.cross_attention_dim)
 
 
 def inference(f):
@@ -112,27 +67,27 @@ def inference(f):
 
 
 def task_unet():
-    network = unet().eval()
-    x, context = latents(network)
-    f, t = compiled(network), torch.tensor([500], device=DEVICE)
+    unet = network("unet").eval()
+    x, context = latents(unet)
+    f, t = compiled(unet), torch.tensor([500], device=DEVICE)
     return inference(lambda: f(x, t, encoder_hidden_states=context, return_dict=False))
 
 
 def task_train(checkpointing=False):
     from peft import LoraConfig
 
-    network = unet().train().requires_grad_(False)
-    network.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian",
-                                   target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
-    factors = [p for p in network.parameters() if p.requires_grad]
+    unet = network("unet").train().requires_grad_(False)
+    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian",
+                                target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    factors = [p for p in unet.parameters() if p.requires_grad]
     for p in factors:
         p.data = p.data.float()
     if checkpointing:
-        network.enable_gradient_checkpointing()
+        unet.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(factors, lr=1e-4, weight_decay=1e-2)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    z, context = latents(network)
-    f, mixed = compiled(network), DTYPE != torch.float32
+    z, context = latents(unet)
+    f, mixed = compiled(unet), DTYPE != torch.float32
 
     def run():
         target = torch.randn_like(z)
@@ -151,32 +106,32 @@ def task_train_checkpointing():
 
 
 def task_vae_decode():
-    model = vae().eval()
+    model = network("vae").eval()
     model.encoder = None
     z, f = noise(4, args.size // 8, args.size // 8), compiled(model.decode)
     return inference(lambda: f(z, return_dict=False))
 
 
 def task_vae_encode():
-    model = vae().eval()
+    model = network("vae").eval()
     model.decoder = None
     x, f = noise(3, args.size, args.size), compiled(model.encode)
     return inference(lambda: (f(x, return_dict=False)[0].mean,))
 
 
 def task_text():
-    model = text().eval()
+    model = network("text").eval()
     ids, f = torch.arange(TOKENS, device=DEVICE).expand(args.batch, TOKENS), compiled(model)
     return inference(lambda: (f(ids)[0],))
 
 
 def task_generate():
     """Text encoding is inside; splitting the prompt into tokens is not."""
-    encoder = text().eval()
+    encoder = network("text").eval()
     solver = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    pipe = StableDiffusionPipeline(vae=vae().eval(), text_encoder=encoder, tokenizer=None, unet=unet().eval(),
-                                   scheduler=solver, safety_checker=None, feature_extractor=None,
-                                   requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(vae=network("vae").eval(), text_encoder=encoder, tokenizer=None,
+                                   unet=network("unet").eval(), scheduler=solver, safety_checker=None,
+                                   feature_extractor=None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     if args.compile:
         pipe.unet, pipe.vae.decode = torch.compile(pipe.unet), torch.compile(pipe.vae.decode)
@@ -202,25 +157,34 @@ def error():
     return ((found - exact).norm() / exact.norm()).item()
 
 
+def say(key, value):
+    """What is known even if the time is up before the end."""
+    print(json.dumps({key: value}), flush=True)
+
+
 def main():
     work = globals()["task_" + args.task.replace("-", "_")]()
     wait = torch.cuda.synchronize if CUDA else (lambda: None)
     for _ in range(args.warmup):
+        say("pass", True)
         work()
     wait()
     if CUDA:
         torch.cuda.reset_peak_memory_stats()
     seconds, processor = [], time.process_time()
     for _ in range(args.runs):
+        say("pass", True)
         start = time.perf_counter()
         work()
         wait()
         seconds.append(time.perf_counter() - start)
+        say("run", seconds[-1])
     processor = (time.process_time() - processor) / args.runs
     peak = torch.cuda.max_memory_allocated() if CUDA else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     versions = {p: importlib.metadata.version(p) for p in ("torch", "diffusers", "transformers", "peft")}
     print(json.dumps({"seconds": statistics.median(seconds), "runs": seconds, "processor_seconds": processor,
-                      "peak_mib": peak / 2**20, "error": error() if args.error else None, "threads": args.threads, "versions": versions}))
+                      "peak_mib": peak / 2**20, "error": error() if args.error else None, "threads": args.threads,
+                      "versions": versions}))
 
 
 main()
