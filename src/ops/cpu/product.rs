@@ -179,38 +179,62 @@ unsafe fn block<const M: usize, const FMA: bool>(
     scale: f32,
 ) {
     for i in 0..b.n.div_ceil(LANES) {
-        let panel = b.panel(i);
         let width = LANES.min(b.n - i * LANES);
-        let mut row = 0;
-        while row < a.rows {
-            let left = a.rows - row;
-            // SAFETY: rows `row..row + M` (or fewer) and `width` columns lie inside of the output; the rows of a were
-            // checked by `part`, the panel has k rows.
-            unsafe {
-                let out = out.at(row, i * LANES);
-                let rows = a.data.as_ptr().add(row * a.row_stride);
-                let strides = (a.row_stride, a.col_stride);
-                match left {
-                    l if l >= M => tile::<M, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    l if l >= 6 => tile::<6, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    5 => tile::<5, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    4 => tile::<4, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    3 => tile::<3, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    2 => tile::<2, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                    _ => tile::<1, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                }
+        // SAFETY: the panel's columns lie inside of the output.
+        let (panel, out) = (b.panel(i), unsafe { out.at(0, i * LANES) });
+        // SAFETY: promised by the caller.
+        unsafe {
+            if width <= LANES / 2 {
+                // Half the columns leave registers for twice the rows.
+                strip::<12, { LANES / 2 }, FMA>(out, keep, a, (panel, width), scale);
+            } else {
+                strip::<M, LANES, FMA>(out, keep, a, (panel, width), scale);
             }
-            row += if left >= M { M } else { left.min(6) };
         }
     }
 }
 
-/// M rows times a panel.
+/// A block of rows times `width` columns of a panel, M rows at a time.
+///
+/// # Safety
+/// As [`multiply`].
+#[inline(always)]
+unsafe fn strip<const M: usize, const W: usize, const FMA: bool>(
+    out: Place,
+    keep: bool,
+    a: Wide<'_>,
+    (panel, width): (&[f32], usize),
+    scale: f32,
+) {
+    let mut row = 0;
+    while row < a.rows {
+        let left = a.rows - row;
+        // SAFETY: rows `row..row + M` (or fewer) and `width` columns lie inside of the output; the rows of a were
+        // checked by `part`, the panel has k rows.
+        unsafe {
+            let out = out.at(row, 0);
+            let rows = a.data.as_ptr().add(row * a.row_stride);
+            let strides = (a.row_stride, a.col_stride);
+            match left {
+                l if l >= M => tile::<M, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                l if l >= 6 => tile::<6, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                5 => tile::<5, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                4 => tile::<4, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                3 => tile::<3, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                2 => tile::<2, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+                _ => tile::<1, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
+            }
+        }
+        row += if left >= M { M } else { left.min(6) };
+    }
+}
+
+/// M rows times the first W columns of a panel.
 ///
 /// # Safety
 /// M rows of `strides` and as many columns as the panel has rows may be read; M rows and `width` columns of `out` written.
 #[inline(always)]
-unsafe fn tile<const M: usize, const FMA: bool>(
+unsafe fn tile<const M: usize, const W: usize, const FMA: bool>(
     a: *const f32,
     (row, col): (usize, usize),
     panel: &[f32],
@@ -218,40 +242,9 @@ unsafe fn tile<const M: usize, const FMA: bool>(
     width: usize,
     (keep, scale): (bool, f32),
 ) {
-    let mut tile = [[0.0f32; LANES]; M];
-    // SAFETY: promised by the caller.
-    unsafe { sums::<M, FMA>(a, (row, col), panel, &mut tile) };
-    // SAFETY: promised by the caller.
-    unsafe {
-        if out.col == 1 && width == LANES {
-            for (r, sums) in tile.iter().enumerate() {
-                let out = &mut *out.data.add(r * out.row).cast::<[f32; LANES]>();
-                for (out, sum) in out.iter_mut().zip(sums) {
-                    *out = if keep { *out } else { 0.0 } + scale * sum;
-                }
-            }
-        } else {
-            for j in 0..width {
-                for (r, sums) in tile.iter().enumerate() {
-                    let out = &mut *out.data.add(r * out.row + j * out.col);
-                    *out = if keep { *out } else { 0.0 } + scale * sums[j];
-                }
-            }
-        }
-    }
-}
-
-/// The sums in registers, then written to `tile` at once: indexing them by a variable would put them in memory.
-#[inline(always)]
-unsafe fn sums<const M: usize, const FMA: bool>(
-    a: *const f32,
-    (row, col): (usize, usize),
-    panel: &[f32],
-    tile: &mut [[f32; LANES]; M],
-) {
-    let mut sums = [[0.0f32; LANES]; M];
+    let mut sums = [[0.0f32; W]; M];
     for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate() {
-        let b = *b;
+        let b: [f32; W] = std::array::from_fn(|j| b[j]);
         #[expect(
             clippy::needless_range_loop,
             reason = "an index known to the compiler keeps the sums in registers"
@@ -259,12 +252,60 @@ unsafe fn sums<const M: usize, const FMA: bool>(
         for r in 0..M {
             // SAFETY: promised by the caller.
             let a = unsafe { *a.add(r * row + p * col) };
-            for j in 0..LANES {
+            for j in 0..W {
                 sums[r][j] = if FMA { a.mul_add(b[j], sums[r][j]) } else { a * b[j] + sums[r][j] };
             }
         }
     }
-    *tile = sums;
+    if out.col != 1 || width != W {
+        let in_memory = sums;
+        // SAFETY: promised by the caller.
+        return unsafe { scatter::<W, FMA>(&in_memory, out, width, (keep, scale)) };
+    }
+    #[expect(clippy::needless_range_loop, reason = "as above")]
+    for r in 0..M {
+        // SAFETY: promised by the caller.
+        unsafe {
+            let out = out.data.add(r * out.row).cast::<[f32; W]>();
+            let before = if keep { *out } else { [0.0; W] };
+            *out = line::<W, FMA>(before, scale, &sums[r]);
+        }
+    }
+}
+
+/// Sums to where not all of a line goes, or not in one piece.
+///
+/// # Safety
+/// As many rows, and `width` columns, may be written.
+#[inline(always)]
+unsafe fn scatter<const W: usize, const FMA: bool>(
+    sums: &[[f32; W]],
+    out: Place,
+    width: usize,
+    (keep, scale): (bool, f32),
+) {
+    for (r, sums) in sums.iter().enumerate() {
+        for (j, sum) in sums.iter().enumerate().take(width) {
+            // SAFETY: promised by the caller.
+            let out = unsafe { &mut *out.data.add(r * out.row + j * out.col) };
+            *out = scaled::<FMA>(if keep { *out } else { 0.0 }, scale, *sum);
+        }
+    }
+}
+
+/// A line at once: with a condition for each number the compiler makes it a number at a time.
+#[inline(always)]
+fn line<const W: usize, const FMA: bool>(before: [f32; W], scale: f32, sums: &[f32; W]) -> [f32; W] {
+    let mut line = [0.0; W];
+    for j in 0..W {
+        line[j] = scaled::<FMA>(before[j], scale, sums[j]);
+    }
+    line
+}
+
+#[inline(always)]
+fn scaled<const FMA: bool>(before: f32, scale: f32, sum: f32) -> f32 {
+    if FMA { scale.mul_add(sum, before) } else { before + scale * sum }
 }
 
 #[cfg(test)]
