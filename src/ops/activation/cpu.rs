@@ -62,39 +62,39 @@ fn rows_per_task(d: usize) -> usize {
 simd! {
     fn silu(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * math::sigmoid(x);
+            *y = x * math::sigmoid::<FMA>(x);
         }
     }
 
     fn silu_backward(x: &[f32], g: &[f32], gx: &mut [f32]) {
         for ((gx, &x), &g) in gx.iter_mut().zip(x).zip(g) {
-            let s = math::sigmoid(x);
+            let s = math::sigmoid::<FMA>(x);
             *gx = g * s * (1.0 + x * (1.0 - s));
         }
     }
 
     fn quick_gelu(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * math::sigmoid(1.702 * x);
+            *y = x * math::sigmoid::<FMA>(1.702 * x);
         }
     }
 
     fn quick_gelu_backward(x: &[f32], g: &[f32], gx: &mut [f32]) {
         for ((gx, &x), &g) in gx.iter_mut().zip(x).zip(g) {
-            let s = math::sigmoid(1.702 * x);
+            let s = math::sigmoid::<FMA>(1.702 * x);
             *gx = g * s * (1.0 + 1.702 * x * (1.0 - s));
         }
     }
 
     fn gelu(x: &[f32], y: &mut [f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
-            *y = x * math::normal(x).0;
+            *y = x * math::normal::<FMA>(x).0;
         }
     }
 
     fn gelu_backward(x: &[f32], g: &[f32], gx: &mut [f32]) {
         for ((gx, &x), &g) in gx.iter_mut().zip(x).zip(g) {
-            let (cdf, pdf) = math::normal(x);
+            let (cdf, pdf) = math::normal::<FMA>(x);
             *gx = g * (cdf + x * pdf);
         }
     }
@@ -103,7 +103,7 @@ simd! {
         for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(2 * d)) {
             let (a, b) = x.split_at(d);
             for ((y, &a), &b) in y.iter_mut().zip(a).zip(b) {
-                *y = a * b * math::normal(b).0;
+                *y = a * b * math::normal::<FMA>(b).0;
             }
         }
     }
@@ -112,7 +112,7 @@ simd! {
         for ((gx, x), g) in gx.chunks_exact_mut(2 * d).zip(x.chunks_exact(2 * d)).zip(g.chunks_exact(d)) {
             let ((a, b), (ga, gb)) = (x.split_at(d), gx.split_at_mut(d));
             for ((((ga, gb), &a), &b), &g) in ga.iter_mut().zip(gb).zip(a).zip(b).zip(g) {
-                let (cdf, pdf) = math::normal(b);
+                let (cdf, pdf) = math::normal::<FMA>(b);
                 *ga = g * b * cdf;
                 *gb = g * a * (cdf + b * pdf);
             }

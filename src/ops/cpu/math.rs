@@ -1,44 +1,48 @@
 //! Scalar functions without branches, calls or tables, so that loops over them vectorise.
+//! `FMA` is what [`simd!`](super::simd) found: multiply and add in one, where the processor does.
 
 /// eˣ within 2 ulp (Cephes' `expf`); 0 below -87.3, finite up to 88.3 and clamped above.
 #[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
+pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
     // Adding 1.5 · 2²³ rounds to a whole number and leaves it in the low bits.
     const MAGIC: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.3);
-    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
+    let shifted = madd::<FMA>(clamped, std::f32::consts::LOG2_E, MAGIC);
     let n = shifted - MAGIC;
     // ln 2 in two parts, the first exact in products with n.
-    let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
+    let r = madd::<FMA>(n, 2.121_944_4e-4, madd::<FMA>(n, -0.693_359_4, clamped));
     let mut p = 1.987_569_2e-4;
-    p = p * r + 1.398_2e-3;
-    p = p * r + 8.333_452e-3;
-    p = p * r + 4.166_579_6e-2;
-    p = p * r + 1.666_666_5e-1;
-    p = p * r + 0.5;
-    let mantissa = p * r * r + r + 1.0;
+    for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+        p = madd::<FMA>(p, r, c);
+    }
+    let mantissa = madd::<FMA>(p, r * r, r) + 1.0;
     let exponent = (shifted.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32).wrapping_add(127);
     let y = mantissa * f32::from_bits((exponent << 23) as u32);
     if x < -87.3 { 0.0 } else { y }
 }
 
+/// a b + c.
+#[inline(always)]
+fn madd<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// 1 / (1 + e⁻ˣ).
 #[inline(always)]
-pub(crate) fn sigmoid(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+pub(crate) fn sigmoid<const FMA: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FMA>(-x))
 }
 
 /// The normal distribution's Φ(x) and φ(x), absolute error below 2e-7 (Abramowitz and Stegun 7.1.26).
 #[inline(always)]
-pub(crate) fn normal(x: f32) -> (f32, f32) {
+pub(crate) fn normal<const FMA: bool>(x: f32) -> (f32, f32) {
     let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let gauss = exp(-z * z);
-    let t = 1.0 / (1.0 + 0.327_591_1 * z);
+    let gauss = exp::<FMA>(-z * z);
+    let t = 1.0 / madd::<FMA>(0.327_591_1, z, 1.0);
     let mut p = 1.061_405_4;
-    p = p * t - 1.453_152;
-    p = p * t + 1.421_413_7;
-    p = p * t - 0.284_496_74;
-    p = p * t + 0.254_829_6;
+    for c in [-1.453_152, 1.421_413_7, -0.284_496_74, 0.254_829_6] {
+        p = madd::<FMA>(p, t, c);
+    }
     let tail = 0.5 * p * t * gauss;
     let cdf = if x < 0.0 { tail } else { 1.0 - tail };
     (cdf, gauss * 0.398_942_3)
@@ -92,24 +96,32 @@ mod tests {
 
     #[test]
     fn exp_is_within_a_few_ulp() {
-        for i in -8700..=8800 {
-            let x = i as f32 * 0.01;
-            let exact = f64::from(x).exp();
-            assert!(((f64::from(exp(x)) - exact) / exact).abs() < 3e-7, "exp({x})");
+        for exp in [exp::<false>, exp::<true>] {
+            for i in -8700..=8800 {
+                let x = i as f32 * 0.01;
+                let exact = f64::from(x).exp();
+                assert!(((f64::from(exp(x)) - exact) / exact).abs() < 3e-7, "exp({x})");
+            }
+            assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+            assert_eq!(exp(0.0), 1.0);
+            assert!(exp(f32::NAN).is_nan() && exp(1000.0).is_finite());
         }
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(f32::NAN).is_nan() && exp(1000.0).is_finite());
     }
 
     /// Reference values from Python: `math.erf(x / 2**0.5) / 2 + 0.5`.
     #[test]
     fn normal_matches_known_values() {
-        for (x, cdf) in
-            [(-3.0, 0.001_349_898), (-1.0, 0.158_655_25), (0.0, 0.5), (0.5, 0.691_462_46), (2.0, 0.977_249_9)]
-        {
-            assert!((normal(x).0 - cdf).abs() < 2e-7, "cdf({x}) = {}", normal(x).0);
+        for normal in [normal::<false>, normal::<true>] {
+            for (x, cdf) in [
+                (-3.0, 0.001_349_898),
+                (-1.0, 0.158_655_25),
+                (0.0, 0.5),
+                (0.5, 0.691_462_46),
+                (2.0, 0.977_249_9),
+            ] {
+                assert!((normal(x).0 - cdf).abs() < 2e-7, "cdf({x}) = {}", normal(x).0);
+            }
+            assert!((normal(1.0).1 - 0.241_970_72).abs() < 1e-7);
         }
-        assert!((normal(1.0).1 - 0.241_970_72).abs() < 1e-7);
     }
 }

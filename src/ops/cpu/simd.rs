@@ -49,23 +49,24 @@ fn found() -> Level {
 }
 
 /// Defines functions whose bodies are also compiled for AVX2 + FMA and AVX-512; the call picks what [`level`] found.
-/// The loops are plain Rust, vectorised by the compiler; other architectures use their baseline.
+/// The loops are plain Rust, vectorised by the compiler; other architectures use their baseline. Bodies may ask the
+/// constant `FMA` whether multiply and add come in one.
 macro_rules! simd {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $(-> $ret)? $body
+            fn body<const FMA: bool>($($arg: $ty),*) $(-> $ret)? $body
 
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
+                    body::<true>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
                 fn avx2($($arg: $ty),*) $(-> $ret)? {
-                    body($($arg),*)
+                    body::<true>($($arg),*)
                 }
                 match $crate::ops::cpu::level() {
                     // SAFETY: the processor has every feature the function is compiled for.
@@ -75,7 +76,8 @@ macro_rules! simd {
                     $crate::ops::cpu::Level::Portable => {}
                 }
             }
-            body($($arg),*)
+            // Every AArch64 processor multiplies and adds in one.
+            body::<{ cfg!(target_arch = "aarch64") }>($($arg),*)
         }
     )*};
 }

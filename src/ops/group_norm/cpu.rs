@@ -193,7 +193,7 @@ simd! {
         for (y, x) in y.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
             for (((y, x), a), d) in y.iter_mut().zip(x).zip(scale).zip(shift) {
                 let u = a * x + d;
-                *y = u * math::sigmoid(u);
+                *y = u * math::sigmoid::<FMA>(u);
             }
         }
     }
@@ -202,7 +202,7 @@ simd! {
         for (g, x) in g.chunks_exact_mut(scale.len()).zip(x.chunks_exact(scale.len())) {
             for (((g, x), a), d) in g.iter_mut().zip(x).zip(scale).zip(shift) {
                 let u = a * x + d;
-                let s = math::sigmoid(u);
+                let s = math::sigmoid::<FMA>(u);
                 *g *= s * (1.0 + u * (1.0 - s));
             }
         }
