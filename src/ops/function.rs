@@ -34,10 +34,10 @@ impl Output {
     }
 }
 
-/// The written backward of a node: (inputs, gradient of the output) → one gradient or `None` per input.
+/// The written backward of a node: (inputs, output, gradient of the output) → one gradient or `None` per input.
 ///
-/// The inputs and the gradient are detached; the gradient is contiguous.
-type Backward = dyn Fn(&[Tensor], &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
+/// All are detached; the gradient is contiguous.
+type Backward = dyn Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
 /// Makes `output` a node with `inputs` and `backward`, or returns it plain if no input needs a gradient.
 ///
@@ -50,6 +50,18 @@ pub fn apply<const N: usize>(
     output: Output,
     inputs: [&Tensor; N],
     backward: impl Fn(&[Tensor], &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    apply_with_output(output, inputs, move |t, _, g| backward(t, g))
+}
+
+/// The same for a backward that also reads the output.
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_with_output<const N: usize>(
+    output: Output,
+    inputs: [&Tensor; N],
+    backward: impl Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     if !needs_grad(&inputs) {
         return Ok(output.into_tensor());
@@ -182,10 +194,12 @@ impl Node {
     fn gradients<const N: usize>(
         &self,
         inputs: [&Tensor; N],
+        output: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<[Option<Tensor>; N]> {
         let detached = inputs.map(Tensor::detach);
-        let grads = (self.backward)(&detached, &grad.detach().contiguous()?).map_err(into_candle)?;
+        let grad = grad.detach().contiguous()?;
+        let grads = (self.backward)(&detached, &output.detach(), &grad).map_err(into_candle)?;
         let mut grads: [Option<Tensor>; N] = grads.try_into().map_err(|grads: Vec<_>| {
             candle_core::Error::msg(format!("a backward returned {} gradients for {N} inputs", grads.len()))
         })?;
@@ -238,8 +252,8 @@ impl CustomOp1 for Node {
         self.metal()
     }
 
-    fn bwd(&self, a: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        let [ga] = self.gradients([a], grad)?;
+    fn bwd(&self, a: &Tensor, output: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
+        let [ga] = self.gradients([a], output, grad)?;
         Ok(ga)
     }
 }
@@ -283,10 +297,10 @@ impl CustomOp2 for Node {
         &self,
         a: &Tensor,
         b: &Tensor,
-        _: &Tensor,
+        output: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>)> {
-        let [ga, gb] = self.gradients([a, b], grad)?;
+        let [ga, gb] = self.gradients([a, b], output, grad)?;
         Ok((ga, gb))
     }
 }
@@ -337,10 +351,10 @@ impl CustomOp3 for Node {
         a: &Tensor,
         b: &Tensor,
         c: &Tensor,
-        _: &Tensor,
+        output: &Tensor,
         grad: &Tensor,
     ) -> CandleResult<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let [ga, gb, gc] = self.gradients([a, b, c], grad)?;
+        let [ga, gb, gc] = self.gradients([a, b, c], output, grad)?;
         Ok((ga, gb, gc))
     }
 }

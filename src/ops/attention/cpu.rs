@@ -1,6 +1,7 @@
-//! A block of queries of one head at a time: its scores fit the cache and are never stored.
+//! A tile of scores at a time, some queries of one head by some keys: it fits the cache and is never stored
+//! (<https://arxiv.org/abs/2205.14135>).
 
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -8,10 +9,10 @@ use crate::ops::cpu::{
     LANES, Mat, MatMut, Packed, Panels, Shared, gemm_packed, math, products_together, simd,
 };
 
-/// Scores of a block: a share of the second cache.
-const SCORES: usize = 1 << 16;
-/// Queries of a block. They are what the backward pass sums over: fewer leave the multipliers waiting for memory.
-const QUERIES: RangeInclusive<usize> = 48..=96;
+/// Keys of a tile.
+const KEYS: usize = 384;
+/// Queries of a tile. They are what the backward pass sums over: fewer leave the multipliers waiting for memory.
+const QUERIES: usize = 96;
 
 /// The sizes of an attention.
 #[derive(Debug, Clone, Copy)]
@@ -34,12 +35,18 @@ impl Sizes {
 
     /// Values from one row of scores to the next. Rows a power of two apart would compete for the same lines of the cache.
     fn pitch(&self) -> usize {
-        self.m.next_multiple_of(LANES) + LANES
+        KEYS.min(self.m).next_multiple_of(LANES) + LANES
     }
 
-    /// Queries of a block.
-    fn block(&self) -> usize {
-        (SCORES / self.m.max(1)).clamp(*QUERIES.start(), *QUERIES.end()) / 12 * 12
+    /// The keys of a tile in whole lines of lanes.
+    fn padded(&self, tile: &Range<usize>) -> usize {
+        tile.len().next_multiple_of(LANES)
+    }
+
+    /// The keys, a tile at a time, that one of these queries sees.
+    fn tiles(&self, queries: &Range<usize>) -> impl Iterator<Item = Range<usize>> + use<> {
+        let m = if self.causal { self.m.min(queries.end) } else { self.m };
+        (0..m).step_by(KEYS).map(move |first| first..(first + KEYS).min(m))
     }
 }
 
@@ -51,63 +58,107 @@ pub(super) struct Operands<'a> {
     pub v: &'a [f32],
 }
 
-/// The output (b, n, d).
-pub(super) fn forward(t: Operands<'_>, s: Sizes) -> Vec<f32> {
+/// The output (b, n, d), and what every query's weights were divided by: ln Σ exp(score), (b, heads, n).
+pub(super) fn forward(t: Operands<'_>, s: Sizes) -> (Vec<f32>, Vec<f32>) {
     let mut out = vec![0.0; t.q.len()];
-    let shared = Shared::new(&mut out);
-    let (width, block) = (s.head_width(), s.block());
-    t.heads(s).for_each_init(Default::default, |(keys, values): &mut (Panels, Panels), head| {
+    let mut totals = vec![0.0; t.q.len() / s.head_width()];
+    let (shared, width) = (Shared::new(&mut out), s.head_width());
+    let heads = t.heads(s).zip(totals.par_chunks_mut(s.n));
+    heads.for_each_init(Default::default, |(keys, values): &mut (Panels, Panels), (head, totals)| {
         keys.fill(head.k.t());
         values.fill(head.v);
         let (keys, values) = (keys.packed(), values.packed());
-        let blocks = (0..s.n.div_ceil(block)).into_par_iter();
-        let blocks = blocks.with_min_len(products_together(2 * block * s.m * width));
-        blocks.for_each_init(Vec::new, |scores, i| {
-            let rows = i * block..((i + 1) * block).min(s.n);
-            head.weights(rows.clone(), keys, scores);
-            let at = head.queries + rows.start * s.d;
-            // SAFETY: no other task has these rows of this head.
-            let out = unsafe { shared.matrix(at, rows.len(), width, s.d) };
-            gemm_packed(out, false, Mat::strided(scores, rows.len(), s.m, s.pitch()), values, 1.0);
+        let blocks = totals.par_chunks_mut(QUERIES).enumerate();
+        let blocks = blocks.with_min_len(products_together(2 * QUERIES * s.m * width));
+        blocks.for_each_init(Vec::new, |scores, (i, totals)| {
+            let queries = i * QUERIES..i * QUERIES + totals.len();
+            let at = head.queries + queries.start * s.d;
+            // SAFETY: no other task has these queries of this head.
+            let row = |i: usize| unsafe { shared.part(at + i * s.d, width) };
+            let mut rows = [Row::default(); QUERIES];
+            let rows = &mut rows[..queries.len()];
+            for tile in s.tiles(&queries) {
+                head.scores(&queries, &tile, keys.columns(tile.clone()), scores);
+                weigh(scores, (s.padded(&tile), s.pitch()), rows);
+                if tile.start > 0 {
+                    rows.iter().enumerate().for_each(|(i, state)| scale(row(i), state.fade));
+                }
+                // SAFETY: as above; the rows borrowed from it are given back.
+                let out = unsafe { shared.matrix(at, queries.len(), width, s.d) };
+                let weights = Mat::strided(scores, queries.len(), tile.len(), s.pitch());
+                gemm_packed(out, tile.start > 0, weights, values.part(tile), 1.0);
+            }
+            for (i, (state, total)) in rows.iter().zip(totals).enumerate() {
+                scale(row(i), 1.0 / state.sum);
+                *total = state.max + state.sum.ln();
+            }
         });
     });
-    out
+    (out, totals)
 }
 
-/// The gradients of q, k and v. The weights are computed again, block by block:
-/// with P the weights and G the gradient of the output, gv = Pᵀ G, gs = P ⊙ (G vᵀ - rowsum(P ⊙ G vᵀ)), gq = gs k, gk = gsᵀ q.
-pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
+/// What [`forward`] found, and the gradient of its output.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Found<'a> {
+    pub out: &'a [f32],
+    pub totals: &'a [f32],
+    pub g: &'a [f32],
+}
+
+/// The gradients of q, k and v. The weights are computed again, tile by tile:
+/// with P the weights and G the gradient of the output O, gv = Pᵀ G, gs = P ⊙ (G vᵀ - rowsum(G ⊙ O)), gq = gs k, gk = gsᵀ q.
+pub(super) fn backward(t: Operands<'_>, s: Sizes, found: Found<'_>) -> [Vec<f32>; 3] {
     let mut grads = [t.q, t.k, t.v].map(|t| vec![0.0; t.len()]);
     let [gq, gk, gv] = grads.each_mut().map(|g| Shared::new(g));
-    let width = s.head_width();
-    t.heads(s).for_each_init(Buffers::default, |buffers, head| {
-        let Buffers { keys, values, key_rows, block_rows, weights, slopes } = buffers;
-        keys.fill(head.k.t());
-        values.fill(head.v.t());
-        key_rows.fill(head.k);
-        let of_head = |rows: &Range<usize>| head.queries + rows.start * s.d;
-        for first in (0..s.n).step_by(s.block()) {
-            let rows = first..(first + s.block()).min(s.n);
-            let count = rows.len();
-            head.weights(rows.clone(), keys.packed(), weights);
-            let g = Mat::strided(&g[of_head(&rows)..], count, width, s.d);
-            let p = Mat::strided(weights, count, s.m, s.pitch());
-            block_rows.fill(g);
-            // SAFETY: no other task has this head.
-            let gv = unsafe { gv.matrix(head.seen, s.m, width, s.d) };
-            gemm_packed(gv, true, p.t(), block_rows.packed(), 1.0);
+    let (width, pitch) = (s.head_width(), s.pitch());
+    let heads = t.heads(s).zip(found.totals.par_chunks(s.n));
+    heads.for_each_init(Buffers::default, |buffers, (head, totals)| {
+        let Buffers { means, keys, values, key_rows, block_rows, weights, slopes } = buffers;
+        let row = |i: usize| head.queries + i * s.d..head.queries + i * s.d + width;
+        means.clear();
+        means.extend((0..s.n).map(|i| mean(&found.g[row(i)], &found.out[row(i)])));
+        for tile in s.tiles(&(0..s.n)) {
+            keys.fill(head.k.rows(tile.clone()).t());
+            values.fill(head.v.rows(tile.clone()).t());
+            key_rows.fill(head.k.rows(tile.clone()));
+            // Queries before a causal tile do not see it.
+            let first = if s.causal { tile.start / QUERIES * QUERIES } else { 0 };
+            for first in (first..s.n).step_by(QUERIES) {
+                let rows = first..(first + QUERIES).min(s.n);
+                let count = rows.len();
+                let of_head = head.queries + first * s.d;
+                let g = Mat::strided(&found.g[of_head..], count, width, s.d);
+                head.scores(&rows, &tile, keys.packed(), weights);
+                slopes.resize(count * pitch, 0.0);
+                gemm_packed(
+                    MatMut::strided(slopes, count, tile.len(), pitch),
+                    false,
+                    g,
+                    values.packed(),
+                    1.0,
+                );
+                softmax_backward(
+                    (weights, slopes),
+                    (s.padded(&tile), pitch),
+                    &totals[rows.clone()],
+                    &means[rows.clone()],
+                );
+                let p = Mat::strided(weights, count, tile.len(), pitch);
+                let gs = Mat::strided(slopes, count, tile.len(), pitch);
+                let seen = head.seen + tile.start * s.d;
 
-            slopes.resize(count * s.pitch(), 0.0);
-            gemm_packed(MatMut::strided(slopes, count, s.m, s.pitch()), false, g, values.packed(), 1.0);
-            softmax_backward(weights, (s.m, s.pitch()), slopes);
-            let gs = Mat::strided(slopes, count, s.m, s.pitch());
-            // SAFETY: no other task has this head.
-            let gq = unsafe { gq.matrix(of_head(&rows), count, width, s.d) };
-            gemm_packed(gq, false, gs, key_rows.packed(), s.scale());
-            block_rows.fill(head.q.rows(rows));
-            // SAFETY: no other task has this head.
-            let gk = unsafe { gk.matrix(head.seen, s.m, width, s.d) };
-            gemm_packed(gk, true, gs.t(), block_rows.packed(), s.scale());
+                block_rows.fill(g);
+                // SAFETY: no other task has this head.
+                let gv = unsafe { gv.matrix(seen, tile.len(), width, s.d) };
+                gemm_packed(gv, true, p.t(), block_rows.packed(), 1.0);
+                block_rows.fill(head.q.rows(rows));
+                // SAFETY: no other task has this head.
+                let gk = unsafe { gk.matrix(seen, tile.len(), width, s.d) };
+                gemm_packed(gk, true, gs.t(), block_rows.packed(), s.scale());
+                // SAFETY: no other task has this head.
+                let gq = unsafe { gq.matrix(of_head, count, width, s.d) };
+                gemm_packed(gq, true, gs, key_rows.packed(), s.scale());
+            }
         }
     });
     grads
@@ -116,6 +167,7 @@ pub(super) fn backward(t: Operands<'_>, s: Sizes, g: &[f32]) -> [Vec<f32>; 3] {
 /// What the backward pass of a head keeps.
 #[derive(Default)]
 struct Buffers {
+    means: Vec<f32>,
     keys: Panels,
     values: Panels,
     key_rows: Panels,
@@ -151,47 +203,81 @@ impl<'a> Operands<'a> {
 }
 
 impl Head<'_> {
-    /// The softmax of the scores of some queries on all keys, (rows, pitch). Keys after a causal query have weight 0.
-    fn weights(&self, rows: Range<usize>, keys: Packed<'_>, out: &mut Vec<f32>) {
-        let (m, pitch) = (self.sizes.m, self.sizes.pitch());
-        out.resize(rows.len() * pitch, 0.0);
-        let q = self.q.rows(rows.clone());
-        gemm_packed(MatMut::strided(out, rows.len(), m, pitch), false, q, keys, self.sizes.scale());
-        if self.sizes.causal {
-            for (row, out) in rows.zip(out.chunks_exact_mut(pitch)) {
-                out[(row + 1).min(m)..m].fill(f32::NEG_INFINITY);
-            }
+    /// The scores of some queries on a tile of keys, (queries, pitch). Keys after a causal query, and what fills up the
+    /// lanes, have -∞.
+    fn scores(&self, queries: &Range<usize>, tile: &Range<usize>, keys: Packed<'_>, out: &mut Vec<f32>) {
+        let s = &self.sizes;
+        out.resize(queries.len() * s.pitch(), 0.0);
+        let target = MatMut::strided(out, queries.len(), tile.len(), s.pitch());
+        gemm_packed(target, false, self.q.rows(queries.clone()), keys, s.scale());
+        for (i, row) in queries.clone().zip(out.chunks_exact_mut(s.pitch())) {
+            let seen = if s.causal { (i + 1).saturating_sub(tile.start).min(tile.len()) } else { tile.len() };
+            row[seen..s.padded(tile)].fill(f32::NEG_INFINITY);
         }
-        softmax(out, (m, pitch));
+    }
+}
+
+/// A query's scores so far.
+#[derive(Debug, Clone, Copy)]
+struct Row {
+    max: f32,
+    /// Of exp(score - max).
+    sum: f32,
+    /// What sums from before the last tile have to be multiplied by.
+    fade: f32,
+}
+
+impl Default for Row {
+    fn default() -> Self {
+        Self { max: f32::NEG_INFINITY, sum: 0.0, fade: 0.0 }
     }
 }
 
 simd! {
-    /// In every row of `keys` values, `pitch` apart.
-    fn softmax(scores: &mut [f32], keys_pitch: (usize, usize)) {
+    /// Scores, `keys` in every row of `pitch`, become exp(score - the largest so far).
+    fn weigh(scores: &mut [f32], keys_pitch: (usize, usize), rows: &mut [Row]) {
         let (keys, pitch) = keys_pitch;
-        for row in scores.chunks_exact_mut(pitch) {
-            let row = &mut row[..keys];
-            let max = math::max(row);
-            for x in row.iter_mut() {
-                *x = math::exp(*x - max);
+        for (scores, row) in scores.chunks_exact_mut(pitch).zip(rows) {
+            let scores = &mut scores[..keys];
+            let max = math::max(scores).max(row.max);
+            let mut sums = [0.0f32; LANES];
+            for scores in scores.as_chunks_mut::<LANES>().0 {
+                for (score, sum) in scores.iter_mut().zip(&mut sums) {
+                    *score = math::exp::<FMA>(*score - max);
+                    *sum += *score;
+                }
             }
-            let scale = 1.0 / math::sum(row);
-            for x in row.iter_mut() {
-                *x *= scale;
+            row.fade = math::exp::<FMA>(row.max - max);
+            row.sum = row.sum * row.fade + math::sum(&sums);
+            row.max = max;
+        }
+    }
+
+    /// Scores become weights p, their gradients g the gradients of the scores: p ⊙ (g - the mean of g by p).
+    fn softmax_backward(
+        scores_g: (&mut [f32], &mut [f32]),
+        keys_pitch: (usize, usize),
+        totals: &[f32],
+        means: &[f32],
+    ) {
+        let ((scores, g), (keys, pitch)) = (scores_g, keys_pitch);
+        let rows = scores.chunks_exact_mut(pitch).zip(g.chunks_exact_mut(pitch));
+        for ((scores, g), (total, mean)) in rows.zip(totals.iter().zip(means)) {
+            for (score, g) in scores[..keys].iter_mut().zip(&mut g[..keys]) {
+                let p = math::exp::<FMA>(*score - total);
+                *score = p;
+                *g = p * (*g - mean);
             }
         }
     }
 
-    /// g becomes p ⊙ (g - Σ p g) in every row.
-    fn softmax_backward(p: &[f32], keys_pitch: (usize, usize), g: &mut [f32]) {
-        let (keys, pitch) = keys_pitch;
-        for (p, g) in p.chunks_exact(pitch).zip(g.chunks_exact_mut(pitch)) {
-            let (p, g) = (&p[..keys], &mut g[..keys]);
-            let mean = math::sum2(p, g, |p, g| p * g);
-            for (g, &p) in g.iter_mut().zip(p) {
-                *g = p * (*g - mean);
-            }
+    fn scale(row: &mut [f32], by: f32) {
+        for x in row {
+            *x *= by;
         }
+    }
+
+    fn mean(g: &[f32], out: &[f32]) -> f32 {
+        math::sum2(g, out, |g, out| g * out)
     }
 }

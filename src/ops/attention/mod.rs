@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use candle_core::{D, DType, Tensor};
 
-use self::cpu::{Operands, Sizes};
+use self::cpu::{Found, Operands, Sizes};
 use super::cpu::{Values, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
@@ -65,19 +65,21 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
 }
 
 fn on_cpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<Tensor> {
-    let value = {
+    let (value, totals) = {
         let (wide_q, wide_k, wide_v) = (widen(&q.detach())?, widen(&k.detach())?, widen(&v.detach())?);
         let (q_values, k_values, v_values) =
             (Values::of(&wide_q)?, Values::of(&wide_k)?, Values::of(&wide_v)?);
-        let out = cpu::forward(Operands { q: &q_values, k: &k_values, v: &v_values }, sizes);
-        narrow(out, q.shape(), q.dtype())?
+        let (out, totals) = cpu::forward(Operands { q: &q_values, k: &k_values, v: &v_values }, sizes);
+        (narrow(out, q.shape(), q.dtype())?, totals)
     };
     let product = value.elem_count() * sizes.m;
-    function::apply(Output::Fresh(value), [q, k, v], move |t, g| {
+    function::apply_with_output(Output::Fresh(value), [q, k, v], move |t, out, g| {
         flops::count(BACKWARD_PRODUCTS * product);
-        let (q, k, v, g) = (widen(&t[0])?, widen(&t[1])?, widen(&t[2])?, widen(g)?);
+        let (q, k, v) = (widen(&t[0])?, widen(&t[1])?, widen(&t[2])?);
         let (q, k, v) = (Values::of(&q)?, Values::of(&k)?, Values::of(&v)?);
-        let grads = cpu::backward(Operands { q: &q, k: &k, v: &v }, sizes, &Values::of(&g)?);
+        let (out, g) = (widen(out)?, widen(g)?);
+        let found = Found { out: &Values::of(&out)?, totals: &totals, g: &Values::of(&g)? };
+        let grads = cpu::backward(Operands { q: &q, k: &k, v: &v }, sizes, found);
         grads.into_iter().zip(t).map(|(g, t)| Ok(Some(narrow(g, t.shape(), t.dtype())?))).collect()
     })
 }
@@ -156,10 +158,15 @@ mod tests {
 
     #[test]
     fn equals_its_reference() -> Result<()> {
-        // (b, n, m, heads, head width): within a block, over several, and single elements.
-        for (b, n, m, heads, width) in
-            [(2, 9, 5, 3, 4), (1, 131, 77, 2, 5), (1, 1, 1, 1, 3), (2, 66, 66, 1, 8)]
-        {
+        // (b, n, m, heads, head width): within a tile, over several, and single elements.
+        for (b, n, m, heads, width) in [
+            (2, 9, 5, 3, 4),
+            (1, 131, 77, 2, 5),
+            (1, 1, 1, 1, 3),
+            (2, 66, 66, 1, 8),
+            (1, 21, 401, 1, 3),
+            (1, 450, 450, 1, 2),
+        ] {
             let d = heads * width;
             let (q, k, v) = (random(0, &[b, n, d])?, random(1, &[b, m, d])?, random(2, &[b, m, d])?);
             for mask in [Mask::None, Mask::Causal] {

@@ -113,6 +113,16 @@ impl<'a> Packed<'a> {
         Self { values: &self.values[rows.start * LANES..], k: rows.len(), ..self }
     }
 
+    /// Some of the n columns, from a multiple of [`LANES`] on.
+    pub fn columns(self, columns: Range<usize>) -> Self {
+        assert!(
+            columns.start.is_multiple_of(LANES) && columns.end <= self.n,
+            "columns are cut between panels"
+        );
+        let values = self.values.get(columns.start / LANES * self.pitch..).unwrap_or_default();
+        Self { values, n: columns.len(), ..self }
+    }
+
     pub(super) fn panel(&self, i: usize) -> &'a [f32] {
         &self.values[i * self.pitch..][..self.k * LANES]
     }
