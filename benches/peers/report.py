@@ -51,31 +51,32 @@ def merged(lines):
 
 def completed(line):
     """With ratios: against the better of the peer's ways of waiting, where both were measured."""
-    line = dict(line)
-    ways = [way for way in ("peer", "peer_default") if f"{way}_s" in line]
-    if "peer_default_s" in line:
-        way = min(ways, key=lambda way: line[f"{way}_s"])
-        if way != "peer":
-            line.setdefault("peer_passive_s", line.get("peer_s"))
-            for key in ("s", "cpu_s", "mib", "own_mib", "bound"):
-                line[f"peer_{key}"] = line.get(f"peer_default_{key}")
+    line, peer = dict(line), way(line)
     for name, key in (("ratio", "s"), ("memory_ratio", "mib"), ("own_memory_ratio", "own_mib")):
-        if line.get(f"ours_{key}") and line.get(f"peer_{key}"):
-            line[name] = line[f"ours_{key}"] / line[f"peer_{key}"]
+        if line.get(f"ours_{key}") and line.get(f"{peer}_{key}"):
+            line[name] = line[f"ours_{key}"] / line[f"{peer}_{key}"]
     if "gflop" in line and line.get("ours_s"):
         line["ours_gflops"] = line["gflop"] / line["ours_s"]
     return line
 
 
+def way(line):
+    """`peer`, whose threads wait passively, or `peer_default`: the faster."""
+    ways = [way for way in ("peer", "peer_default") if f"{way}_s" in line]
+    return min(ways, key=lambda way: line[f"{way}_s"], default="peer")
+
+
 def cell(line, side, key, form):
+    side = way(line) if side == "peer" else side
     value = line.get(f"{side}_{key}")
     if value is None:
         return "failed" if f"{side}_failed" in line and key == "s" else "-"
-    return ("> " if line.get(f"{side}_bound") else "") + form.format(value)
+    bound = key != "cpu_s" and line.get(f"{side}_bound")
+    return ("> " if bound else "") + form.format(value)
 
 
 def ratio(line, name="ratio"):
-    bounds = line.get("ours_bound", False), line.get("peer_bound", False)
+    bounds = line.get("ours_bound", False), line.get(f"{way(line)}_bound", False)
     if line.get(name) is None or all(bounds):
         return "-"
     return ("> " if bounds[0] else "< " if bounds[1] else "") + f"{line[name]:.2f}"
@@ -91,8 +92,8 @@ COLUMNS = (
     ("n", 1, lambda r: str(r["batch"])), ("dtype", 5, lambda r: r["dtype"]),
     ("ours s", 9, lambda r: cell(r, "ours", "s", "{:.3f}")), ("peer s", 9, lambda r: cell(r, "peer", "s", "{:.3f}")),
     ("ratio", 6, ratio), ("sd.cpp s", 8, lambda r: cell(r, "sdcpp", "s", "{:.1f}")),
-    ("ours CPU", 8, lambda r: number(r, "ours_cpu_s", "{:.2f}")),
-    ("peer CPU", 8, lambda r: number(r, "peer_cpu_s", "{:.2f}")),
+    ("ours CPU", 8, lambda r: cell(r, "ours", "cpu_s", "{:.2f}")),
+    ("peer CPU", 8, lambda r: cell(r, "peer", "cpu_s", "{:.2f}")),
     ("ours MiB", 8, lambda r: cell(r, "ours", "mib", "{:.0f}")),
     ("peer MiB", 8, lambda r: cell(r, "peer", "mib", "{:.0f}")),
     ("ratio", 6, lambda r: ratio(r, "memory_ratio")), ("% peak", 6, lambda r: number(r, "percent_of_peak", "{:.0f}")),
@@ -140,9 +141,9 @@ def markdown(lines):
         parts.append("\n".join(table(heads, [[
             r["model"], called(r), str(r["size"]), r["dtype"],
             waits(r, "ours"), waits(r, "peer"), bold(ratio(r)), cell(r, "sdcpp", "s", "{:.1f}"),
-            number(r, "ours_cpu_s", "{:.1f}"), number(r, "peer_cpu_s", "{:.1f}"), cell(r, "ours", "mib", "{:.0f}"),
-            cell(r, "peer", "mib", "{:.0f}"), number(r, "ours_own_mib", "{:.0f}"),
-            number(r, "peer_own_mib", "{:.0f}"),
+            cell(r, "ours", "cpu_s", "{:.1f}"), cell(r, "peer", "cpu_s", "{:.1f}"), cell(r, "ours", "mib", "{:.0f}"),
+            cell(r, "peer", "mib", "{:.0f}"), cell(r, "ours", "own_mib", "{:.0f}"),
+            cell(r, "peer", "own_mib", "{:.0f}"),
         ] for r in whole])))
     return "\n\n".join(parts)
 
@@ -159,11 +160,11 @@ def waits(line, side):
     shown = cell(line, side, "s", "{:.2f}")
     if line["task"] == "start" and f"{side}_begin_s" in line:
         return f"{shown} (begins at {line[f'{side}_begin_s']:.2f})"
-    if side != "peer" or "peer_default_s" not in line:
+    if side != "peer" or "peer_default_s" not in line or "peer_s" not in line:
         return shown
-    if "peer_passive_s" in line:
-        return f"{shown} ({line['peer_passive_s']:.2f} passive)"
-    return f"{shown} ({cell(line, 'peer_default', 's', '{:.2f}')} default)"
+    other, name = ("peer", "passive") if way(line) == "peer_default" else ("peer_default", "default")
+    more = "> " if line.get(f"{other}_bound") else ""
+    return f"{shown} ({more}{line[f'{other}_s']:.2f} {name})"
 
 
 def about(lines):
