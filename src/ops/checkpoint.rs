@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 
 use super::function::{self, Output};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Runs blocks without keeping their activations, and finds the gradients of everything inside them.
 ///
@@ -36,40 +36,23 @@ impl Tape {
     /// for variables, which get their gradients; anything else that needs a gradient belongs in `inputs`.
     ///
     /// # Errors
-    /// If there are not one to three inputs, or `f` fails.
+    /// If `f` fails.
     pub fn checkpoint(
         &self,
         inputs: &[&Tensor],
         f: impl Fn(&[Tensor]) -> Result<Tensor> + Send + Sync + 'static,
     ) -> Result<Tensor> {
-        if inputs.is_empty() || inputs.len() > 3 {
-            return Err(Error::invalid(format!(
-                "a checkpoint takes one to three inputs, got {}",
-                inputs.len()
-            )));
-        }
         let detached: Vec<Tensor> = inputs.iter().map(|t| t.detach()).collect();
         let output = function::without_graph(|| f(&detached))?;
         let tracked: Vec<bool> = inputs.iter().map(|t| t.track_op()).collect();
         let found = Arc::clone(&self.found);
-        let backward = move |node_inputs: &[Tensor], grad: &Tensor| {
-            // An anchored node has the anchor in place of its (untracked) inputs.
-            let inputs = if tracked.contains(&true) { node_inputs } else { &detached };
-            let mut grads = recompute(&found, inputs, &tracked, grad, &f)?;
-            grads.truncate(node_inputs.len());
-            Ok(grads)
-        };
+        let with_anchor: Vec<&Tensor> = inputs.iter().copied().chain([self.anchor.as_tensor()]).collect();
         // Shared: `f` may return something it holds.
-        let output = Output::Shared(output);
-        match inputs {
-            _ if inputs.iter().all(|t| !t.track_op()) => {
-                function::apply(output, [self.anchor.as_tensor()], backward)
-            }
-            [a] => function::apply(output, [a], backward),
-            [a, b] => function::apply(output, [a, b], backward),
-            [a, b, c, ..] => function::apply(output, [a, b, c], backward),
-            [] => Ok(output.into_tensor()),
-        }
+        function::apply_with_output(Output::Shared(output), &with_anchor, move |inputs, _, grad| {
+            let mut grads = recompute(&found, &inputs[..tracked.len()], &tracked, grad, &f)?;
+            grads.push(None);
+            Ok(grads)
+        })
     }
 
     /// The gradients of `loss`, those found inside checkpoints included.
@@ -78,7 +61,7 @@ impl Tape {
     /// If a block or a gradient fails.
     pub fn backward(&self, loss: &Tensor) -> Result<GradStore> {
         std::mem::take(&mut *lock(&self.found));
-        let result = loss.backward();
+        let result = function::backward(loss);
         let found = std::mem::take(&mut *lock(&self.found));
         let mut grads = result?;
         grads.extend(found)?;
@@ -105,17 +88,10 @@ fn recompute(
     if !output.track_op() {
         return Ok(vec![None; inputs.len()]);
     }
-    let mut grads = seed(&output, grad)?.backward()?;
+    let mut grads = function::backward_from(&output, grad)?;
     let input_grads = leaves.iter().map(|leaf| leaf.as_ref().and_then(|leaf| grads.remove(leaf))).collect();
     lock(found).extend(grads)?;
     Ok(input_grads)
-}
-
-/// A scalar whose gradient with respect to `output` is `grad`.
-fn seed(output: &Tensor, grad: &Tensor) -> Result<Tensor> {
-    let grad = grad.clone();
-    let zero = Tensor::zeros((), output.dtype(), output.device())?;
-    function::apply(Output::Fresh(zero), [output], move |_, _| Ok(vec![Some(grad.clone())]))
 }
 
 fn lock(found: &Mutex<GradStore>) -> MutexGuard<'_, GradStore> {
@@ -125,6 +101,7 @@ fn lock(found: &Mutex<GradStore>) -> MutexGuard<'_, GradStore> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::random::{Rng, Stream};
 
     const DEPTH: u64 = 4;
@@ -175,7 +152,7 @@ mod tests {
         }
         let loss = (h * first)?.sqr()?.mean_all()?;
         let grads = match tape {
-            None => loss.backward()?,
+            None => function::backward(&loss)?,
             Some(tape) => tape.backward(&loss)?,
         };
         Ok((loss, grads))
@@ -218,7 +195,7 @@ mod tests {
         let grads = tape.backward(&(y.clone() + z)?.sum_all()?)?;
         assert_eq!(bits(grads.get(&x).expect("a gradient"))?, bits(&y)?);
         assert_eq!(bits(&held)?, bits(&random(1, (2, 2))?)?);
-        assert!(tape.checkpoint(&[], |_| Err(Error::invalid("unused"))).is_err());
+        assert!(tape.checkpoint(&[], |_| Err(Error::invalid("of the block"))).is_err());
         Ok(())
     }
 }

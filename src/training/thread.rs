@@ -1,5 +1,5 @@
-//! Work on a thread of its own with a large stack, seen from here: candle walks a graph recursively when it goes
-//! backward, and a network's graph is deep.
+//! Work on a thread of its own with a large stack, seen from here: a graph is dropped recursively, and a network's
+//! is deep.
 
 use std::{
     path::PathBuf,

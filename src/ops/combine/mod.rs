@@ -17,15 +17,17 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if a.shape() != b.shape() || a.dtype() != b.dtype() {
         return Err(disagree("add", a, b));
     }
+    let sum = sum(&a.detach(), &b.detach())?;
+    function::apply(Output::Fresh(sum), [a, b], |_, g| Ok(vec![Some(g.clone()), Some(g.clone())]))
+}
+
+/// The same of tensors outside of any graph, which agree.
+pub(super) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if !a.device().is_cpu() {
         return reference::add(a, b);
     }
-    let sum = {
-        let (a, b) = (widen(&a.detach())?, widen(&b.detach())?);
-        cpu::add(&Values::of(&a)?, &Values::of(&b)?)
-    };
-    let sum = narrow(sum, a.shape(), a.dtype())?;
-    function::apply(Output::Fresh(sum), [a, b], |_, g| Ok(vec![Some(g.clone()), Some(g.clone())]))
+    let (wide_a, wide_b) = (widen(a)?, widen(b)?);
+    narrow(cpu::add(&Values::of(&wide_a)?, &Values::of(&wide_b)?), a.shape(), a.dtype())
 }
 
 /// x + t for every pixel of each picture.
@@ -40,14 +42,13 @@ pub fn add_per_picture(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     if t.dims() != [b, c] || x.dtype() != t.dtype() {
         return Err(disagree("add_per_picture", x, t));
     }
-    if !x.device().is_cpu() {
-        return reference::add_per_picture(x, t);
-    }
-    let sum = {
-        let (x, t) = (widen(&x.detach())?, widen(&t.detach())?);
-        cpu::add_per_picture(&Values::of(&x)?, &Values::of(&t)?, (h * w, c))
+    let sum = if x.device().is_cpu() {
+        let (wide_x, wide_t) = (widen(&x.detach())?, widen(&t.detach())?);
+        let sum = cpu::add_per_picture(&Values::of(&wide_x)?, &Values::of(&wide_t)?, (h * w, c));
+        narrow(sum, x.shape(), x.dtype())?
+    } else {
+        reference::add_per_picture(&x.detach(), &t.detach())?
     };
-    let sum = narrow(sum, x.shape(), x.dtype())?;
     let tracked = t.track_op();
     function::apply(Output::Fresh(sum), [x, t], move |inputs, g| {
         let over_pixels =
@@ -68,14 +69,16 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if b.dims() != [n, h, w, d] || a.dtype() != b.dtype() {
         return Err(disagree("concat_channels", a, b));
     }
-    if !a.device().is_cpu() || a.dtype() != DType::F32 || c == 0 || d == 0 {
-        return reference::concat_channels(a, b);
-    }
-    let joined = {
-        let (a, b) = (widen(&a.detach())?, widen(&b.detach())?);
-        cpu::concat_rows(&Values::of(&a)?, &Values::of(&b)?, (c, d))
+    let joined = if a.device().is_cpu() && a.dtype() == DType::F32 && c > 0 && d > 0 {
+        let (a, b) = (a.detach().contiguous()?, b.detach().contiguous()?);
+        Tensor::from_vec(
+            cpu::concat_rows(&Values::of(&a)?, &Values::of(&b)?, (c, d)),
+            (n, h, w, c + d),
+            a.device(),
+        )?
+    } else {
+        reference::concat_channels(&a.detach(), &b.detach())?
     };
-    let joined = narrow(joined, (n, h, w, c + d), a.dtype())?;
     function::apply(Output::Fresh(joined), [a, b], move |_, g| {
         let part = |from, count| -> Result<_> { Ok(Some(g.narrow(3, from, count)?.contiguous()?)) };
         Ok(vec![part(0, c)?, part(c, d)?])

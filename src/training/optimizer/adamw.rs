@@ -165,7 +165,7 @@ mod tests {
     fn step(o: &mut AdamW, p: &Var, i: usize) -> Result<Vec<f32>> {
         let c = Tensor::new(&[1f32, -2.0, 0.3], &Device::Cpu)?;
         let loss = ((p.as_tensor() * &c)?.sin()? * (i + 1) as f64)?.sum_all()?;
-        let grads = (loss * 4.0)?.backward()?;
+        let grads = crate::ops::backward(&(loss * 4.0)?)?;
         o.step(&[grads.get(p).cloned()], 0.1, 0.25)?;
         Ok(p.to_vec1()?)
     }
