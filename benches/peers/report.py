@@ -77,7 +77,8 @@ def cell(line, side, key, form):
 
 def ratio(line, name="ratio"):
     bounds = line.get("ours_bound", False), line.get(f"{way(line)}_bound", False)
-    if line.get(name) is None or all(bounds):
+    # The memory of what was cut off says nothing.
+    if line.get(name) is None or all(bounds) or (name != "ratio" and any(bounds)):
         return "-"
     return ("> " if bounds[0] else "< " if bounds[1] else "") + f"{line[name]:.2f}"
 
