@@ -11,6 +11,11 @@ import threading
 import time
 
 
+# Whoever ends us ends what we started.
+for end in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(end, lambda number, _: sys.exit(128 + number))
+
+
 @dataclasses.dataclass
 class Ended:
     seconds: float
