@@ -284,11 +284,12 @@ unsafe fn scatter<const W: usize, const FMA: bool>(
     width: usize,
     (keep, scale): (bool, f32),
 ) {
-    for (r, sums) in sums.iter().enumerate() {
-        for (j, sum) in sums.iter().enumerate().take(width) {
+    // The rows of a transposed output lie side by side.
+    for j in 0..width {
+        for (r, sums) in sums.iter().enumerate() {
             // SAFETY: promised by the caller.
             let out = unsafe { &mut *out.data.add(r * out.row + j * out.col) };
-            *out = scaled::<FMA>(if keep { *out } else { 0.0 }, scale, *sum);
+            *out = scaled::<FMA>(if keep { *out } else { 0.0 }, scale, sums[j]);
         }
     }
 }
