@@ -45,7 +45,7 @@ def merged(lines):
     """One line for each row: what was measured later replaces what was measured earlier."""
     rows = {}
     for line in lines:
-        rows.setdefault(tuple(line[key] for key in KEY), {}).update(line)
+        rows.setdefault((*(line[key] for key in KEY), line.get("steps")), {}).update(line)
     return [completed(line) for line in rows.values()]
 
 
