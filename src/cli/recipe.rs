@@ -12,17 +12,13 @@ use crate::{
     files::walk,
     pipeline::{
         GenerateRequest, InitImage,
-        infotext::{self, EmbeddingUse, LoraUse, Recipe},
+        infotext::{self, CFG_RESCALE, EMPHASIS, EmbeddingUse, LORA_MODE, LORA_NORMALIZE, LoraUse, Recipe},
     },
 };
 
-/// Keys of ours that the web UI has no word for.
+/// More keys of ours that the web UI has no word for.
 const INIT_IMAGE: &str = "Init image";
 const INIT_IMAGE_HASH: &str = "Init image hash";
-const CFG_RESCALE: &str = "CFG rescale";
-const EMPHASIS: &str = "Emphasis";
-const LORA_MODE: &str = "Lora mode";
-const LORA_NORMALIZE: &str = "Lora normalize";
 const WHOLE_LOKR_SCALE: &str = "Whole LoKr scale";
 
 /// What will be drawn.
@@ -49,7 +45,7 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     if repeated {
         named.clone_from(&recipe.loras);
     }
-    let init = args.init.clone().or_else(|| other(&recipe, INIT_IMAGE).map(PathBuf::from));
+    let init = args.init.clone().or_else(|| recipe.other(INIT_IMAGE).map(PathBuf::from));
     if init.is_none() && recipe.denoising_strength.is_some() {
         return Err(Error::invalid(
             "this picture was drawn over another one, which its recipe does not name",
@@ -63,7 +59,7 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     let seed = args.seed.map(|seed| seed.number(&context.console));
     let opened = init.map(|path| open_init(path, args, &recipe)).transpose()?;
     let (pixels, init) = opened.unzip();
-    if let (None, Some((path, found)), Some(noted)) = (&args.init, &init, other(&recipe, INIT_IMAGE_HASH))
+    if let (None, Some((path, found)), Some(noted)) = (&args.init, &init, recipe.other(INIT_IMAGE_HASH))
         && found != noted
     {
         let path = path.display();
@@ -82,10 +78,10 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     loras.folders.splice(args.blending.lora_dir.len()..args.blending.lora_dir.len(), beside);
     loras.folders.push(args.out.clone());
     if repeated {
-        loras.normalize |= other(&recipe, LORA_NORMALIZE).is_some();
-        let scale = other(&recipe, WHOLE_LOKR_SCALE).and_then(|scale| scale.parse().ok());
+        loras.normalize |= recipe.other(LORA_NORMALIZE).is_some();
+        let scale = recipe.other(WHOLE_LOKR_SCALE).and_then(|scale| scale.parse().ok());
         loras.loading.whole_lokr_scale = loras.loading.whole_lokr_scale.or(scale);
-        loras.mode = other(&recipe, LORA_MODE).and_then(|mode| mode.parse().ok()).unwrap_or_default();
+        loras.mode = recipe.other(LORA_MODE).and_then(|mode| mode.parse().ok()).unwrap_or_default();
     }
     loras.mode = args.lora_mode.unwrap_or(loras.mode);
     let embeddings = embeddings(args, &recipe, &request);
@@ -120,8 +116,8 @@ fn request(args: &Args, recipe: &Recipe) -> Result<GenerateRequest> {
     let defaults = GenerateRequest::default();
     let sampler = recipe.sampler.as_deref().map(str::parse).transpose();
     let schedule = recipe.schedule.as_deref().map(str::parse).transpose();
-    let rescale = other(recipe, CFG_RESCALE).and_then(|v| v.parse().ok());
-    let emphasis = other(recipe, EMPHASIS).map(|v| v.to_lowercase().replace(' ', "_"));
+    let rescale = recipe.other(CFG_RESCALE).and_then(|v| v.parse().ok());
+    let emphasis = recipe.other(EMPHASIS).map(|v| v.to_lowercase().replace(' ', "_"));
     let emphasis = emphasis.as_deref().map(str::parse).transpose();
     Ok(GenerateRequest {
         negative: args.negative.clone().unwrap_or_else(|| recipe.negative_prompt.clone()),
@@ -150,47 +146,27 @@ impl Plan {
         embeddings: &[EmbeddingUse],
         model_hash: Option<String>,
     ) -> Recipe {
-        let request = &self.request;
-        let mut other = Vec::new();
-        if !loras.is_empty() {
-            other.push((LORA_MODE.to_owned(), mode.name().to_owned()));
-        }
-        if !loras.is_empty() && self.loras.normalize {
-            other.push((LORA_NORMALIZE.to_owned(), "true".to_owned()));
-        }
-        if let Some(scale) = self.loras.loading.whole_lokr_scale.filter(|_| !loras.is_empty()) {
-            other.push((WHOLE_LOKR_SCALE.to_owned(), scale.to_string()));
-        }
-        if request.cfg_rescale != 0.0 {
-            other.push((CFG_RESCALE.to_owned(), request.cfg_rescale.to_string()));
-        }
-        if request.emphasis != Default::default() {
-            other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
-        }
-        if let Some((init, hash)) = &self.init {
-            let absolute = std::path::absolute(init).unwrap_or_else(|_| init.clone());
-            other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
-            other.push((INIT_IMAGE_HASH.to_owned(), hash.clone()));
-        }
-        Recipe {
-            prompt: request.prompt.clone(),
-            negative_prompt: request.negative.clone(),
+        let mut recipe = Recipe {
             loras: loras.to_vec(),
             embeddings: embeddings.to_vec(),
-            steps: Some(request.steps),
-            sampler: Some(request.sampler.to_string()),
-            schedule: Some(request.schedule.to_string()),
-            cfg_scale: request.cfg_scale,
             seed: Some(seed),
             size_px: Some(size_px),
             model: Some(self.model.clone()),
             model_hash,
-            denoising_strength: request.init.as_ref().map(|i| i.strength),
-            clip_skip: request.clip_skip,
-            eta: request.eta,
-            version: Some(infotext::this_version()),
-            other,
+            ..Recipe::of(&self.request)
+        };
+        if !loras.is_empty() {
+            recipe.note_mode(mode, self.loras.normalize);
         }
+        if let Some(scale) = self.loras.loading.whole_lokr_scale.filter(|_| !loras.is_empty()) {
+            recipe.other.push((WHOLE_LOKR_SCALE.to_owned(), scale.to_string()));
+        }
+        if let Some((init, hash)) = &self.init {
+            let absolute = std::path::absolute(init).unwrap_or_else(|_| init.clone());
+            recipe.other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
+            recipe.other.push((INIT_IMAGE_HASH.to_owned(), hash.clone()));
+        }
+        recipe
     }
 }
 
@@ -212,10 +188,6 @@ fn open_init(path: PathBuf, args: &Args, recipe: &Recipe) -> Result<(InitImage, 
     let pixels = decode::decode(&path, &bytes, &Limits::default())?.pixels;
     let hash = format!("{:x}", Sha256::digest(&bytes))[..10].to_owned();
     Ok((InitImage { pixels, strength }, (path, hash)))
-}
-
-fn other<'a>(recipe: &'a Recipe, key: &str) -> Option<&'a str> {
-    recipe.other.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
 }
 
 fn folder_or_here(folder: &Path) -> PathBuf {

@@ -1,9 +1,22 @@
 //! One worker thread that holds the model, for programs that must not wait: commands in, events out, one job at a time.
+//!
+//! What it holds stays: a job on the model of the job before opens nothing, and adapters that have been read are read
+//! again only when their file has changed. A blend of the same adapters with other weights is a few numbers a layer.
 
 mod command;
+mod draw;
 mod event;
+mod export;
+mod handle;
+mod look;
+mod memory;
+mod model;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod train;
 mod worker;
 
-pub use command::{Command, LoraUse};
-pub use event::{Event, JobId};
-pub use worker::Engine;
+pub use command::{Command, Draw, Export, LoraUse, Mix, Previews, Training};
+pub use event::{Event, JobId, ModelFacts, Picture, ScannedPicture, TokenCounter};
+pub use handle::Engine;

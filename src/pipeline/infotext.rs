@@ -14,7 +14,12 @@ mod carrier;
 mod names;
 mod pairs;
 
-use crate::{adapter::Strength, error::Result, prompt::tags};
+use super::GenerateRequest;
+use crate::{
+    adapter::{BlendMode, Strength},
+    error::Result,
+    prompt::tags,
+};
 
 pub use carrier::{encode_png, read_text, write_png};
 
@@ -24,6 +29,14 @@ const EXACT_NEGATIVE: &str = "Exact negative prompt";
 const NEGATIVE: &str = "Negative prompt:";
 /// A last line with fewer pairs than this is prompt.
 const MINIMUM_PAIRS: usize = 3;
+/// Keys of ours that the web UI has no word for.
+pub const CFG_RESCALE: &str = "CFG rescale";
+/// What weights in prompts did, if not what the web UI does.
+pub const EMPHASIS: &str = "Emphasis";
+/// How adapters were in the network: decides over the last bits.
+pub const LORA_MODE: &str = "Lora mode";
+/// Set if the sum of the adapters was kept in bounds.
+pub const LORA_NORMALIZE: &str = "Lora normalize";
 
 /// Everything needed to draw a picture again. What a foreign file does not say is `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -112,6 +125,47 @@ impl LoraUse {
 }
 
 impl Recipe {
+    /// What a request says of its pictures. What follows from the model, the adapters and the picture's place in the
+    /// batch is the caller's to add.
+    pub fn of(request: &GenerateRequest) -> Self {
+        let mut other = Vec::new();
+        if request.cfg_rescale != 0.0 {
+            other.push((CFG_RESCALE.to_owned(), request.cfg_rescale.to_string()));
+        }
+        if request.emphasis != Default::default() {
+            other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
+        }
+        Self {
+            prompt: request.prompt.clone(),
+            negative_prompt: request.negative.clone(),
+            steps: Some(request.steps),
+            sampler: Some(request.sampler.to_string()),
+            schedule: Some(request.schedule.to_string()),
+            cfg_scale: request.cfg_scale,
+            seed: Some(request.seed),
+            size_px: request.size_px,
+            denoising_strength: request.init.as_ref().map(|i| i.strength),
+            clip_skip: request.clip_skip,
+            eta: request.eta,
+            version: Some(this_version()),
+            other,
+            ..Self::default()
+        }
+    }
+
+    /// Notes how the adapters were applied.
+    pub fn note_mode(&mut self, mode: BlendMode, normalize: bool) {
+        self.other.push((LORA_MODE.to_owned(), mode.name().to_owned()));
+        if normalize {
+            self.other.push((LORA_NORMALIZE.to_owned(), "true".to_owned()));
+        }
+    }
+
+    /// The value of a key this program has no field for.
+    pub fn other(&self, key: &str) -> Option<&str> {
+        self.other.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
     /// The `parameters` text.
     pub fn to_text(&self) -> String {
         let mut pairs = self.pairs();

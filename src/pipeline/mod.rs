@@ -9,6 +9,7 @@ pub mod img2img;
 pub mod infotext;
 pub mod layers;
 pub mod load;
+pub mod preview;
 pub mod random;
 pub mod request;
 pub mod size;

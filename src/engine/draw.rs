@@ -1,0 +1,98 @@
+//! Drawing, with the picture to be seen from the first step on.
+
+use std::time::Instant;
+
+use super::{
+    Draw, Event, Picture,
+    model::Loaded,
+    worker::{Task, Worker, told},
+};
+use crate::{
+    adapter::BlendMode,
+    error::Result,
+    pipeline::{GenerateRequest, infotext, infotext::Recipe},
+    progress,
+};
+
+/// More adapters than this are not looked through for overlap: it takes time.
+const COMPARED: usize = 4;
+
+impl Worker {
+    pub fn draw(&mut self, Draw { mix, mut request, .. }: Draw, task: Task<'_>) -> Result<()> {
+        let loaded = self.open(&mix.model, task)?;
+        let (text, tags) = infotext::LoraUse::extract(&request.prompt)?;
+        for tag in tags {
+            task.warn(format!(
+                "`<lora:{}:…>` in the prompt is left out: add the style to the blend",
+                tag.name
+            ));
+        }
+        request.prompt = text;
+        request.preview_every = 1;
+        let (blend, used) = loaded.blend(&mix, task)?;
+        loaded.pipeline.set_blend(blend)?;
+        // What adapters have in common takes a while to compute, once: the picture comes first.
+        let paths: Vec<_> = mix.loras.iter().map(|lora| lora.path.clone()).collect();
+        let known = loaded.compared == paths;
+        if known {
+            loaded.report(task)?;
+        }
+        let mut recipe = Recipe { loras: used, model: Some(mix.model.clone()), ..Recipe::of(&request) };
+        if !recipe.loras.is_empty() {
+            recipe.note_mode(BlendMode::Live, mix.normalize);
+        }
+        loaded.pictures(&request, &recipe, task, &mut |picture| {
+            task.send(Event::Picture(task.id, Box::new(picture)));
+        })?;
+        if !known && paths.len() <= COMPARED {
+            loaded.compared = paths;
+            loaded.report(task)?;
+        }
+        Ok(())
+    }
+}
+
+impl Loaded {
+    /// Draws with the blend that is set; `recipe` lacks only what follows from the model and the picture.
+    pub fn pictures(
+        &mut self,
+        request: &GenerateRequest,
+        recipe: &Recipe,
+        task: Task<'_>,
+        finished: &mut dyn FnMut(Picture),
+    ) -> Result<()> {
+        let mut begun = Instant::now();
+        let recipe = Recipe {
+            size_px: Some(request.size_on(&self.pipeline)?),
+            cfg_scale: Some(request.cfg_scale_on(&self.pipeline)),
+            model_hash: self.hash.clone(),
+            ..recipe.clone()
+        };
+        let colours = self.pipeline.latent_colours();
+        let mut observer = |event: &progress::Event<'_>| match event {
+            progress::Event::Preview { step, latents } => {
+                // A preview that cannot be made is no reason to stop.
+                if let Ok(picture) = colours.picture(latents) {
+                    task.send(Event::Preview { job: task.id, step: *step, picture });
+                }
+            }
+            other => {
+                if let Some(event) = told(task.id, other) {
+                    task.send(event);
+                }
+            }
+        };
+        self.pipeline.generate_each(request, &mut observer, task.cancel, &mut |drawn, _| {
+            let recipe = Recipe { seed: Some(drawn.seed), ..recipe.clone() };
+            finished(Picture { image: drawn.image, recipe, elapsed: begun.elapsed() });
+            begun = Instant::now();
+            Ok(())
+        })
+    }
+
+    fn report(&mut self, task: Task<'_>) -> Result<()> {
+        let report = self.pipeline.blend_report()?;
+        task.send(Event::Blend(task.id, Box::new(report)));
+        Ok(())
+    }
+}

@@ -1,0 +1,215 @@
+//! The real engine on the embedded model.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::*;
+use crate::{
+    adapter::Strength,
+    device::{DeviceChoice, Precision},
+    error::Result,
+    pipeline::GenerateRequest,
+    training::TrainConfig,
+};
+
+fn start() -> Result<Engine> {
+    Engine::start(DeviceChoice::Cpu, Precision::F32, || {})
+}
+
+fn sample(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data").join(name)
+}
+
+fn mix(weights: [f64; 2]) -> Mix {
+    let names = ["adapters/blueprint.safetensors", "adapters/riso.safetensors"];
+    let lora =
+        |(name, weight): (&str, f64)| LoraUse { path: sample(name), strength: Strength::uniform(weight) };
+    Mix { model: "mini".into(), loras: names.into_iter().zip(weights).map(lora).collect(), normalize: false }
+}
+
+fn request(steps: usize) -> GenerateRequest {
+    GenerateRequest {
+        steps,
+        seed: 7,
+        size_px: Some((64, 64)),
+        ..GenerateRequest::new("fox, blueprint style")
+    }
+}
+
+fn draw(weights: [f64; 2], steps: usize, replace: bool) -> Command {
+    Command::Draw(Box::new(Draw { mix: mix(weights), request: request(steps), replace }))
+}
+
+/// Every event until all of the jobs have ended, and a moment longer.
+fn events(engine: &mut Engine, jobs: &[JobId]) -> Vec<Event> {
+    let (mut seen, mut left) = (Vec::new(), jobs.to_vec());
+    let begun = Instant::now();
+    while !left.is_empty() && begun.elapsed() < Duration::from_secs(300) {
+        match engine.poll() {
+            Some(event) => {
+                left.retain(|job| event.ends() != Some(*job));
+                seen.push(event);
+            }
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    assert!(left.is_empty(), "no end of {left:?} in {seen:?}");
+    std::thread::sleep(Duration::from_millis(20));
+    seen.extend(std::iter::from_fn(|| engine.poll()));
+    seen
+}
+
+fn pictures(events: &[Event], of: JobId) -> Vec<&Picture> {
+    events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Picture(job, picture) if *job == of => Some(&**picture),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn every_job_ends_once_and_says_why() -> Result<()> {
+    let woken = Arc::new(AtomicUsize::new(0));
+    let count = woken.clone();
+    let mut engine = Engine::start(DeviceChoice::Cpu, Precision::F32, move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    })?;
+    let bad = engine.submit(Command::Load("no such model".into()))?;
+    let missing = engine.submit(Command::Describe("nowhere.safetensors".into()))?;
+    let waiting = engine.submit(draw([1.0, 0.0], 2, false))?;
+    engine.cancel(waiting);
+    let seen = events(&mut engine, &[bad, missing, waiting]);
+    let ends: BTreeMap<JobId, usize> =
+        seen.iter().filter_map(Event::ends).fold(BTreeMap::new(), |mut ends, job| {
+            *ends.entry(job).or_default() += 1;
+            ends
+        });
+    assert_eq!(ends, [(bad, 1), (missing, 1), (waiting, 1)].into());
+    let hinted =
+        |of: JobId| seen.iter().any(|e| matches!(e, Event::Failed { job, hint: Some(_), .. } if *job == of));
+    assert!(hinted(bad) && hinted(missing), "{seen:?}");
+    assert!(seen.iter().any(|e| matches!(e, Event::Cancelled(job) if *job == waiting)), "{seen:?}");
+    assert!(woken.load(Ordering::Relaxed) >= seen.len());
+    Ok(())
+}
+
+#[test]
+fn a_slider_draws_the_same_noise_anew_without_reading_anything() -> Result<()> {
+    let mut engine = start()?;
+    let first = engine.submit(draw([0.8, 0.0], 3, true))?;
+    let seen = events(&mut engine, &[first]);
+    let facts = seen.iter().filter(|e| matches!(e, Event::Model(..))).count();
+    assert_eq!(facts, 1, "{seen:?}");
+    let previews: Vec<u64> = seen
+        .iter()
+        .filter_map(|e| match e {
+            Event::Preview { step, picture, .. } => {
+                assert_eq!(picture.dimensions(), (8, 8));
+                Some(*step)
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(previews, [1, 2, 3]);
+    assert!(seen.iter().any(|e| matches!(e, Event::Blend(_, report) if report.names.len() == 2)), "{seen:?}");
+    let before = pictures(&seen, first)[0].clone();
+    assert_eq!(before.recipe.seed, Some(7));
+    assert_eq!(before.recipe.loras.len(), 1, "what is off is in no recipe");
+
+    // Many moves of a slider at once: only the newest counts, and each job ends once.
+    let moved: Vec<JobId> =
+        (1..=8).map(|i| engine.submit(draw([0.8, f64::from(i) / 8.0], 3, true))).collect::<Result<_>>()?;
+    let seen = events(&mut engine, &moved);
+    let ended: Vec<JobId> = seen.iter().filter_map(Event::ends).collect();
+    assert_eq!(ended.len(), moved.len(), "{seen:?}");
+    let newest = moved[7];
+    assert!(seen.iter().any(|e| matches!(e, Event::Finished(job) if *job == newest)), "{seen:?}");
+    let cancelled = seen.iter().filter(|e| matches!(e, Event::Cancelled(_))).count();
+    assert!(cancelled >= 6, "{seen:?}");
+    assert!(!seen.iter().any(|e| matches!(e, Event::Model(..))), "opened again: {seen:?}");
+    assert_ne!(pictures(&seen, newest)[0].image, before.image);
+
+    let back = engine.submit(draw([0.8, 0.0], 3, true))?;
+    let seen = events(&mut engine, &[back]);
+    assert_eq!(pictures(&seen, back)[0].image, before.image);
+    let base = engine.submit(draw([0.0, 0.0], 3, true))?;
+    let seen = events(&mut engine, &[base]);
+    assert_ne!(pictures(&seen, base)[0].image, before.image);
+    Ok(())
+}
+
+#[test]
+fn training_pauses_goes_on_and_draws_on_the_way() -> Result<()> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let out = folder.path().join("style.safetensors");
+    let config = TrainConfig {
+        images: sample("riso"),
+        out: out.clone(),
+        steps: 6,
+        rank: 2,
+        learning_rate: 5e-3,
+        gradient_checkpointing: false,
+        ..TrainConfig::default()
+    };
+    let mut engine = start()?;
+    let scan = engine.submit(Command::Scan(Box::new(config.clone())))?;
+    let seen = events(&mut engine, &[scan]);
+    let found = seen.iter().find_map(|e| match e {
+        Event::Scanned { report, pictures, .. } => Some((report.images, pictures)),
+        _ => None,
+    });
+    let (images, listed) = found.expect("scanned");
+    assert_eq!((images, listed.len()), (24, 24));
+    assert!(listed.iter().all(|p| p.captioned && p.tokens > 2 && p.thumbnail.width() == 128));
+
+    let previews = Some(Previews { every: 4, request: request(2) });
+    let training = Training { config: config.clone(), previews };
+    let job = engine.submit(Command::Train(Box::new(training.clone())))?;
+    let mut seen = Vec::new();
+    while !seen.iter().any(|e| matches!(e, Event::Loss { step: 2, .. })) {
+        seen.extend(engine.poll());
+    }
+    engine.cancel(job);
+    seen.extend(events(&mut engine, &[job]));
+    assert!(seen.iter().any(|e| matches!(e, Event::Adapter { resumable: true, .. })), "{seen:?}");
+    assert!(matches!(seen.last(), Some(Event::Cancelled(_))), "{seen:?}");
+
+    let resumed = Training { config: TrainConfig { resume: true, ..config }, ..training };
+    let job = engine.submit(Command::Train(Box::new(resumed)))?;
+    let seen = events(&mut engine, &[job]);
+    assert!(matches!(seen.last(), Some(Event::Finished(_))), "{seen:?}");
+    let sampled = seen.iter().filter(|e| matches!(e, Event::Sample { .. })).count();
+    assert!(sampled >= 1, "{seen:?}");
+
+    let lora = LoraUse { path: out.clone(), strength: Strength::uniform(0.5) };
+    let mix = Mix { loras: vec![lora], ..mix([0.0; 2]) };
+    let exported = folder.path().join("half.safetensors");
+    let export = Export { mix: mix.clone(), out: exported.clone(), rank: None };
+    let onto_itself = Export { out, ..export.clone() };
+    let jobs = [
+        engine.submit(Command::Export(Box::new(export)))?,
+        engine.submit(Command::Describe(exported.clone()))?,
+        engine.submit(Command::Library(folder.path().into()))?,
+        engine.submit(Command::Export(Box::new(onto_itself)))?,
+    ];
+    let seen = events(&mut engine, &jobs);
+    let exact =
+        |e: &Event| matches!(e, Event::Exported { rank: 2, relative_error, .. } if *relative_error < 1e-3);
+    assert!(seen.iter().any(exact), "{seen:?}");
+    assert!(seen.iter().any(|e| matches!(e, Event::Described { card, .. } if card.ranks == [2])), "{seen:?}");
+    assert!(
+        seen.iter().any(|e| matches!(e, Event::Library { entries, .. } if entries.len() >= 2)),
+        "{seen:?}"
+    );
+    assert!(seen.iter().any(|e| matches!(e, Event::Failed { job, .. } if *job == jobs[3])), "{seen:?}");
+    Ok(())
+}
