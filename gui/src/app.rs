@@ -1,29 +1,271 @@
-//! The application: what is on the screen.
+//! The window: hands what happens to `logic`, what is to be seen to `panels`, and does what has effects outside.
 
-use eframe::egui;
+use std::{
+    path::{Path, PathBuf},
+    sync::mpsc::{Receiver, Sender, channel},
+    time::Instant,
+};
 
-/// The viewer. It does not draw pictures yet; it says how to.
-#[derive(Debug, Default)]
-pub struct App {}
+use eframe::egui::{self, Context, Key, KeyboardShortcut, Modifiers, ViewportCommand};
+use scumble::{
+    device::{DeviceChoice, Precision},
+    engine::Engine,
+    error::{Error, Result},
+    files,
+    pipeline::infotext::{self, Recipe},
+};
+
+use crate::{
+    background, dialogs,
+    logic::{self, Action, Dialog, Effect},
+    panels::{self, View},
+    samples,
+    state::{Settings, State, Tab, ThemeChoice},
+    theme,
+    widgets::textures::{self, Textures},
+};
+
+/// Where settings are kept in eframe's storage.
+const STORED: &str = "settings";
+/// What recipes are read from.
+const PICTURES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
+
+/// The viewer.
+#[derive(Debug)]
+pub struct App {
+    state: State,
+    engine: Engine,
+    textures: Textures,
+    /// What dialogs and threads have come to.
+    answers: (Sender<Action>, Receiver<Action>),
+    begun: Instant,
+    theme: Option<ThemeChoice>,
+}
 
 impl App {
+    /// The viewer with what was remembered.
+    ///
+    /// # Errors
+    /// If the engine does not start.
+    pub fn new(cc: &eframe::CreationContext<'_>) -> Result<Self> {
+        let settings = cc.storage.and_then(|storage| eframe::get_value(storage, STORED)).unwrap_or_default();
+        Self::with(&cc.egui_ctx, settings)
+    }
+
+    /// The viewer with these settings. Without a blend, it has the sample styles.
+    ///
+    /// # Errors
+    /// If the engine does not start.
+    pub fn with(ctx: &Context, mut settings: Settings) -> Result<Self> {
+        theme::install(ctx);
+        let wake = ctx.clone();
+        let engine = Engine::start(DeviceChoice::Auto, Precision::Auto, move || wake.request_repaint())?;
+        let mut state = State::default();
+        if settings.styles.is_none() {
+            match samples::styles(&files::cache_folder()) {
+                Ok(styles) => settings.styles = Some(styles),
+                Err(e) => state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
+            }
+        }
+        state.settings = settings;
+        let (begun, answers) = (Instant::now(), channel());
+        let mut app = Self { state, engine, textures: Textures::default(), answers, begun, theme: None };
+        let effects = logic::begin(&mut app.state);
+        app.carry_out(effects, ctx);
+        Ok(app)
+    }
+
+    /// What is shown.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Does something, as if the user had asked for it.
+    pub fn act(&mut self, action: Action, ctx: &Context) {
+        let now = self.now();
+        let effects = logic::act(&mut self.state, action, now);
+        self.carry_out(effects, ctx);
+    }
+
+    /// Takes files that were dropped on the window.
+    pub fn dropped(&mut self, paths: &[PathBuf], ctx: &Context) {
+        let adapters = logic::adapters(paths);
+        if !adapters.is_empty() {
+            self.act(Action::AddStyles(adapters), ctx);
+        }
+        for path in paths {
+            let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+            if path.is_dir() {
+                let training = self.state.settings.tab == Tab::Train;
+                let folder = path.clone();
+                self.act(
+                    if training { Action::TrainFolder(folder) } else { Action::ScanLibrary(folder) },
+                    ctx,
+                );
+                self.state.session.open.library |= !training;
+            } else if PICTURES.contains(&ending.as_str()) {
+                self.act(restored(path), ctx);
+            } else if ending != "safetensors" {
+                let message = format!("{}: is no adapter, no picture and no folder", path.display());
+                let hint = "drop `.safetensors` files, or pictures that were drawn with a recipe in them";
+                self.act(Action::Tell(message, Some(hint.into())), ctx);
+            }
+        }
+    }
+
+    /// Takes in what the engine and the dialogs have to say.
+    pub fn poll(&mut self, ctx: &Context) {
+        while let Some(event) = self.engine.poll() {
+            let now = self.now();
+            let effects = logic::receive(&mut self.state, event, now);
+            self.carry_out(effects, ctx);
+        }
+        while let Ok(action) = self.answers.1.try_recv() {
+            self.act(action, ctx);
+        }
+    }
+
     /// Draws one frame.
     pub fn draw_ui(&mut self, ui: &mut egui::Ui) {
-        egui::CentralPanel::default().show(ui, |ui| {
-            ui.vertical_centered(|ui| {
-                ui.add_space(ui.available_height() * 0.35);
-                ui.heading(crate::TITLE);
-                ui.label("Train a style from a folder, and draw with it.");
-                ui.add_space(12.0);
-                ui.label("The command line draws already:");
-                ui.monospace("scumble generate \"a lighthouse at dusk\"");
-            });
+        let ctx = ui.ctx().clone();
+        self.poll(&ctx);
+        if self.theme != Some(self.state.settings.theme) {
+            theme::choose(&ctx, self.state.settings.theme);
+            self.theme = Some(self.state.settings.theme);
+        }
+        let mut actions = Vec::new();
+        self.input(&ctx, &mut actions);
+        let mut view = View { state: &mut self.state, textures: &mut self.textures, actions: &mut actions };
+        panels::draw(ui, &mut view);
+        actions.into_iter().for_each(|action| self.act(action, &ctx));
+        self.textures.next_frame();
+    }
+
+    /// Keys, dropped files, the window's own button.
+    fn input(&mut self, ctx: &Context, actions: &mut Vec<Action>) {
+        let pressed =
+            |modifiers, key| ctx.input_mut(|i| i.consume_shortcut(&KeyboardShortcut::new(modifiers, key)));
+        let (command, shifted) = (Modifiers::COMMAND, Modifiers::COMMAND | Modifiers::SHIFT);
+        // What is longer comes first: a shortcut takes part of a longer one for itself.
+        for (modifiers, key, action) in [
+            (shifted, Key::C, Action::Copy),
+            (command, Key::R, Action::NewSeed),
+            (command, Key::D, Action::ToggleCompare),
+            (command, Key::S, Action::Ask(Dialog::SavePicture)),
+            (command, Key::O, Action::Ask(Dialog::Styles)),
+            (Modifiers::NONE, Key::Escape, Action::Cancel),
+        ] {
+            if pressed(modifiers, key) {
+                actions.push(action);
+            }
+        }
+        let training = self.state.settings.tab == Tab::Train;
+        if pressed(command, Key::Enter) {
+            actions.push(if training { Action::StartTraining } else { Action::Generate });
+        }
+        let open = &mut self.state.session.open;
+        open.library ^= pressed(command, Key::L);
+        open.export |= pressed(command, Key::E);
+        open.help ^= pressed(Modifiers::NONE, Key::F1);
+        for (key, tab) in [(Key::Num1, Tab::Draw), (Key::Num2, Tab::Train)] {
+            if pressed(command, key) {
+                self.state.settings.tab = tab;
+            }
+        }
+        let files = ctx.input(|i| i.raw.dropped_files.clone());
+        let paths: Vec<PathBuf> = files.iter().map(|file| file.path().to_path_buf()).collect();
+        if !paths.is_empty() {
+            self.dropped(&paths, ctx);
+        }
+        if ctx.input(|i| i.viewport().close_requested()) && self.state.session.is_training() {
+            ctx.send_viewport_cmd(ViewportCommand::CancelClose);
+            actions.push(Action::CloseRequested);
+        }
+    }
+
+    fn carry_out(&mut self, effects: Vec<Effect>, ctx: &Context) {
+        for effect in effects {
+            match effect {
+                Effect::Submit(purpose, command) => match self.engine.submit(command) {
+                    Ok(job) => drop(self.state.session.jobs.insert(job, purpose)),
+                    Err(e) => self.state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
+                },
+                Effect::Stop(job) => self.engine.cancel(job),
+                Effect::Copy(shot) => ctx.copy_image(textures::colour(&shot.image)),
+                Effect::Save(shot, path) => self.later(ctx, move || {
+                    infotext::write_png(&path, &shot.image, &shot.recipe).err().map(|e| told(&e))
+                }),
+                Effect::WriteCaption(path, text) => self
+                    .later(ctx, move || files::write_bytes(&path, text.as_bytes()).err().map(|e| told(&e))),
+                Effect::Ask(dialog) => {
+                    let name = self.suggested(dialog);
+                    self.later(ctx, move || dialogs::ask(dialog, &name));
+                }
+                Effect::Close => ctx.send_viewport_cmd(ViewportCommand::Close),
+            }
+        }
+    }
+
+    /// Runs something that takes time, and does what comes out of it.
+    fn later(&mut self, ctx: &Context, work: impl FnOnce() -> Option<Action> + Send + 'static) {
+        let (answer, ctx) = (self.answers.0.clone(), ctx.clone());
+        let started = background::run(move || {
+            if let Some(action) = work() {
+                answer.send(action).ok();
+                ctx.request_repaint();
+            }
         });
+        if let Err(e) = started {
+            self.state.session.tell(e.to_string(), None, true);
+        }
+    }
+
+    /// The name a dialog starts with.
+    fn suggested(&self, dialog: Dialog) -> String {
+        match dialog {
+            Dialog::ExportBlend => "blend.safetensors".into(),
+            _ => {
+                let shot = self.state.session.canvas.shot.as_ref();
+                let seed = shot.and_then(|shot| shot.recipe.seed).unwrap_or_default();
+                format!("{seed}.png")
+            }
+        }
+    }
+
+    fn now(&self) -> f64 {
+        self.begun.elapsed().as_secs_f64()
     }
 }
 
 impl eframe::App for App {
+    /// Also while the window is hidden.
+    fn logic(&mut self, ctx: &Context, _frame: &mut eframe::Frame) {
+        self.poll(ctx);
+    }
+
     fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
         self.draw_ui(ui);
     }
+
+    fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        eframe::set_value(storage, STORED, &self.state.settings);
+    }
+}
+
+/// What to do with a picture: everything as its recipe says.
+fn restored(path: &Path) -> Action {
+    match infotext::read_text(path) {
+        Ok(Some(text)) => {
+            Action::Restore(Box::new(Recipe::parse(&text)), path.parent().map(Path::to_path_buf))
+        }
+        Ok(None) => {
+            let hint = "messengers and galleries often strip it; use the picture as it was saved";
+            Action::Tell(format!("{}: the picture has no recipe in it", path.display()), Some(hint.into()))
+        }
+        Err(e) => told(&e),
+    }
+}
+
+fn told(error: &Error) -> Action {
+    Action::Tell(error.to_string(), error.hint().map(str::to_owned))
 }

@@ -1,10 +1,18 @@
-//! The Scumble viewer: draw while blending styles.
+//! The Scumble viewer: draw while blending styles, and train them.
 //!
-//! It knows the library's engine and no tensors: `ui` draws the state, `logic` takes in what the engine reports.
+//! It knows the library's engine and no tensors: `state` is plain data, `logic` says what actions and the engine's events
+//! do to it, `panels` draw it, and `app` does what has effects outside.
 
 mod app;
+mod background;
+mod dialogs;
+pub mod logic;
+mod panels;
+mod samples;
+pub mod state;
+pub mod text;
+mod theme;
+mod widgets;
 
 pub use app::App;
-
-/// What the window is called.
-pub const TITLE: &str = "Scumble";
+pub use text::TITLE;

@@ -10,8 +10,9 @@ fn main() -> eframe::Result {
     let viewport = eframe::egui::ViewportBuilder::default()
         .with_title(scumble_gui::TITLE)
         .with_app_id("scumble")
-        .with_inner_size([1100.0, 720.0])
-        .with_min_inner_size([480.0, 320.0]);
+        .with_inner_size([1280.0, 800.0])
+        .with_min_inner_size([980.0, 620.0])
+        .with_drag_and_drop(true);
     let options = eframe::NativeOptions { viewport, ..Default::default() };
-    eframe::run_native(scumble_gui::TITLE, options, Box::new(|_| Ok(Box::new(App::default()))))
+    eframe::run_native(scumble_gui::TITLE, options, Box::new(|cc| Ok(Box::new(App::new(cc)?))))
 }

@@ -15,6 +15,7 @@ mod folders;
 mod font;
 mod generate;
 mod grid;
+mod gui;
 mod heat_map;
 mod inspect;
 mod library;
@@ -92,6 +93,8 @@ enum Command {
     Library(library::Args),
     /// List the models that are built in and cached, and how to get more
     Models(models::Args),
+    /// Open the viewer: styles as sliders, training with previews
+    Gui(gui::Args),
     /// Measure seconds and memory of training and drawing on this machine
     Bench(bench::Args),
 }
@@ -170,6 +173,7 @@ fn dispatch(command: Command, context: &mut Context) -> Result<()> {
         Command::Check(args) => check::run(&args, context),
         Command::Library(args) => library::run(&args, context),
         Command::Models(args) => models::run(&args, context),
+        Command::Gui(args) => gui::run(&args),
         Command::Bench(args) => bench::run(&args, context),
     }
 }

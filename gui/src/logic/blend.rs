@@ -1,0 +1,70 @@
+//! From the settings to what the engine takes.
+
+use std::path::PathBuf;
+
+use scumble::{
+    adapter::Strength,
+    engine::{LoraUse, Mix},
+    pipeline::GenerateRequest,
+};
+
+use super::{Effect, changed, describe_new};
+use crate::state::{Session, Settings, Style};
+
+/// The blend, every weight times `factor`. Styles that are off stay in it with weight 0, so that they stay in memory.
+pub fn mix(settings: &Settings, factor: f64) -> Mix {
+    let styles = settings.styles.as_deref().unwrap_or_default();
+    let solo = styles.iter().any(|style| style.solo);
+    let lora = |style: &Style| {
+        let counts = if solo { style.solo } else { style.on };
+        let factor = if counts { factor } else { 0.0 };
+        let (unet, text) = (style.weight, style.text_weight.unwrap_or(style.weight));
+        LoraUse { path: style.path.clone(), strength: Strength::split(unet * factor, text * factor) }
+    };
+    Mix {
+        model: settings.model.clone(),
+        loras: styles.iter().map(lora).collect(),
+        normalize: settings.normalize,
+    }
+}
+
+/// What to draw. Names that are no longer known become the defaults.
+pub fn request(settings: &Settings) -> GenerateRequest {
+    let defaults = GenerateRequest::default();
+    GenerateRequest {
+        prompt: settings.prompt.clone(),
+        negative: settings.negative.clone(),
+        size_px: settings.size,
+        steps: settings.steps,
+        sampler: settings.sampler.parse().unwrap_or(defaults.sampler),
+        schedule: settings.schedule.parse().unwrap_or(defaults.schedule),
+        cfg_scale: settings.cfg,
+        seed: settings.seed,
+        count: settings.count.max(1),
+        ..defaults
+    }
+}
+
+/// Those of some files that may be adapters.
+pub fn adapters(paths: &[PathBuf]) -> Vec<PathBuf> {
+    let fits = |path: &&PathBuf| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"));
+    paths.iter().filter(fits).cloned().collect()
+}
+
+/// Puts adapters at the blend's end, or switches on those that are in it.
+pub(super) fn add(
+    settings: &mut Settings,
+    session: &mut Session,
+    paths: Vec<PathBuf>,
+    effects: &mut Vec<Effect>,
+) {
+    let styles = settings.styles.get_or_insert_default();
+    for path in paths {
+        match styles.iter_mut().find(|style| style.path == path) {
+            Some(style) => style.on = true,
+            None => styles.push(Style::new(path, 1.0)),
+        }
+    }
+    describe_new(settings, session, effects);
+    changed(settings, session, effects);
+}

@@ -1,0 +1,143 @@
+//! What the engine reports.
+
+use std::sync::Arc;
+
+use scumble::{
+    engine::{Event, JobId, Picture},
+    progress::Stage,
+};
+
+use super::{Action, Effect, act, ensure_base, recipe, training};
+use crate::state::{Progress, Purpose, Session, Shot, State, TrainPicture, stem};
+
+/// Pictures kept.
+const HISTORY: usize = 200;
+
+/// Takes in an event. `now` counts seconds from the program's start.
+pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let purpose = |session: &Session, job: JobId| session.jobs.get(&job).cloned();
+    let State { settings, session } = state;
+    match event {
+        Event::Started(_) => {}
+        Event::Progress { job, stage, done, total } => {
+            session.progress = Some(Progress { job, stage, done, total });
+            if stage == Stage::Train {
+                session.training.now = (now, done);
+                session.training.pace.get_or_insert((now, done));
+            }
+        }
+        Event::Loss { step, loss, .. } => session.training.losses.push([step as f64, loss]),
+        Event::Warning(_, message) => session.tell(message, None, false),
+        Event::Model(_, facts) => {
+            let known = settings.recent_models.contains(&facts.name);
+            if !known && facts.name != "mini" {
+                settings.recent_models.push(facts.name.clone());
+            }
+            session.model = Some(facts);
+        }
+        Event::Blend(_, report) => session.report = Some(report),
+        Event::Preview { job, picture, .. } => {
+            if matches!(purpose(session, job), Some(Purpose::Draw | Purpose::Live)) {
+                session.canvas.preview = Some((next(session), Arc::new(picture)));
+            }
+        }
+        Event::Picture(job, picture) => {
+            if let Some(purpose) = purpose(session, job) {
+                finished(session, &purpose, *picture);
+                ensure_base(settings, session, &mut effects);
+            }
+        }
+        Event::Sample { step, picture, .. } => {
+            let shot = shot(session, *picture, false);
+            session.training.samples.push((step, shot));
+        }
+        Event::Scanned { report, pictures, .. } => {
+            session.training.report = Some(report);
+            session.training.pictures = pictures
+                .into_iter()
+                .map(|scanned| TrainPicture {
+                    caption: scanned.caption.clone(),
+                    id: next(session),
+                    scanned: Arc::new(scanned),
+                })
+                .collect();
+        }
+        Event::Library { folder, entries, .. } => {
+            for entry in entries.iter().filter(|entry| entry.content.is_ok()) {
+                session.known.insert(entry.name.clone(), folder.join(&entry.path));
+            }
+            (session.library.folder, session.library.entries) = (folder, entries);
+        }
+        Event::Described { path, card, .. } => drop(session.cards.insert(path, card)),
+        Event::Adapter { path, resumable, .. } => {
+            session.known.insert(stem(&path), path.clone());
+            training::made(session, path, resumable);
+        }
+        Event::Exported { path, rank, relative_error, .. } => {
+            let error = match relative_error {
+                error if error < 1e-3 => "exact".to_owned(),
+                error => format!("{:.1} % of the change is lost", error * 100.0),
+            };
+            session.tell(format!("exported: {}, rank {rank}, {error}", path.display()), None, false);
+        }
+        Event::Memory(_, bytes) => session.memory_bytes = Some(bytes),
+        Event::Finished(job) | Event::Cancelled(job) => ended(state, job, &mut effects, now),
+        Event::Failed { job, message, hint } => {
+            session.tell(message, hint, true);
+            ended(state, job, &mut effects, now);
+        }
+        _ => {}
+    }
+    effects
+}
+
+fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
+    let session = &mut state.session;
+    let purpose = session.jobs.remove(&job);
+    if session.progress.is_some_and(|p| p.job == job) {
+        session.progress = None;
+    }
+    if !session.is_drawing() {
+        session.canvas.preview = None;
+    }
+    if purpose == Some(Purpose::Train) {
+        let made = training::ended(session);
+        if session.closing {
+            effects.push(Effect::Close);
+        } else if let Some(path) = made {
+            effects.extend(act(state, Action::AddStyles(vec![path]), now));
+        }
+    }
+}
+
+fn finished(session: &mut Session, purpose: &Purpose, picture: Picture) {
+    let elapsed = picture.elapsed.as_secs_f64();
+    let shot = shot(session, picture, *purpose == Purpose::Live);
+    if let Purpose::Base(_) = purpose {
+        session.canvas.base = Some((recipe::base_key(&shot.recipe), shot));
+        return;
+    }
+    session.last_secs = Some(elapsed);
+    session.canvas.preview = None;
+    let current = session.canvas.shot.as_ref().map(|shot| shot.id);
+    // Dragging a slider leaves one picture, not thirty.
+    let follows = |last: &Shot| last.live && shot.live && Some(last.id) == current;
+    if session.history.last().is_some_and(follows) {
+        session.history.pop();
+    }
+    if session.history.len() >= HISTORY {
+        session.history.remove(0);
+    }
+    session.history.push(shot.clone());
+    session.canvas.shot = Some(shot);
+}
+
+fn shot(session: &mut Session, picture: Picture, live: bool) -> Shot {
+    Shot { id: next(session), image: Arc::new(picture.image), recipe: Arc::new(picture.recipe), live }
+}
+
+fn next(session: &mut Session) -> u64 {
+    session.next_shot += 1;
+    session.next_shot
+}

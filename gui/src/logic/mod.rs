@@ -1,0 +1,295 @@
+//! What actions and the engine's events do to the state. Nothing here draws, waits or touches files: what is to be done
+//! outside comes back as [`Effect`]s.
+
+mod blend;
+mod events;
+mod recipe;
+mod training;
+
+use std::path::PathBuf;
+
+use scumble::{
+    engine::{Command, Draw, Export, JobId},
+    pipeline::infotext::Recipe,
+};
+
+pub use blend::{adapters, mix, request};
+pub use events::receive;
+pub use training::{config, eta_secs, out_path, pictures_per_sec};
+
+use crate::state::{Open, Purpose, Session, Settings, Shot, State};
+
+/// What the user does.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// Draw, with another seed if this one was drawn and is not kept.
+    Generate,
+    /// Something changed that the picture depends on.
+    Changed,
+    /// Stop what is drawn; or close what is open.
+    Cancel,
+    /// Another seed, and draw.
+    NewSeed,
+    /// Open a model.
+    OpenModel(String),
+    /// Put adapters into the blend.
+    AddStyles(Vec<PathBuf>),
+    /// Take one out.
+    RemoveStyle(usize),
+    /// Put words at the prompt's end.
+    AddWords(String),
+    /// Everything as in a picture's recipe. With the folder the picture lies in, if it came from a file.
+    Restore(Box<Recipe>, Option<PathBuf>),
+    /// A picture of the history, with everything.
+    RestoreShot(u64),
+    /// Base and blend side by side.
+    ToggleCompare,
+    /// The picture to the clipboard.
+    Copy,
+    /// The picture to a file.
+    SaveTo(PathBuf),
+    /// The blend to a file.
+    ExportTo(PathBuf),
+    /// Look through a folder of adapters.
+    ScanLibrary(PathBuf),
+    /// The pictures to train on.
+    TrainFolder(PathBuf),
+    /// Look at them again.
+    Rescan,
+    /// A caption was edited: write it beside its picture.
+    SaveCaption(usize),
+    /// Train.
+    StartTraining,
+    /// Stop for now.
+    PauseTraining,
+    /// Go on.
+    ResumeTraining,
+    /// Stop and use the style.
+    StopTraining,
+    /// Away with a message.
+    Dismiss(usize),
+    /// Tell a message from outside of the engine.
+    Tell(String, Option<String>),
+    /// A file or folder is to be chosen.
+    Ask(Dialog),
+    /// The window is asked to close.
+    CloseRequested,
+    /// It closes although a style is trained.
+    StopAndClose,
+    /// It stays open.
+    Stay,
+}
+
+/// What the system's dialogs are opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialog {
+    /// Adapters to add.
+    Styles,
+    /// A model's file.
+    ModelFile,
+    /// A model's folder.
+    ModelFolder,
+    /// Where to save the picture.
+    SavePicture,
+    /// Where to save the blend.
+    ExportBlend,
+    /// The library's folder.
+    Library,
+    /// The pictures to train on.
+    TrainFolder,
+}
+
+/// What is to be done outside.
+#[derive(Debug)]
+pub enum Effect {
+    /// Ask the engine.
+    Submit(Purpose, Command),
+    /// Stop a job.
+    Stop(JobId),
+    /// A picture to the clipboard.
+    Copy(Shot),
+    /// A picture to a file.
+    Save(Shot, PathBuf),
+    /// Text to a file.
+    WriteCaption(PathBuf, String),
+    /// Open a dialog.
+    Ask(Dialog),
+    /// Close the window.
+    Close,
+}
+
+/// Does what the user wants. `now` counts seconds from the program's start.
+pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let State { settings, session } = state;
+    match action {
+        Action::Generate => {
+            if !settings.keep_seed && session.drawn_seed == Some(settings.seed) {
+                settings.seed = another_seed(settings.seed, now);
+            }
+            draw(settings, session, Purpose::Draw, &mut effects);
+        }
+        Action::NewSeed => {
+            settings.seed = another_seed(settings.seed, now);
+            draw(settings, session, Purpose::Draw, &mut effects);
+        }
+        Action::Changed => changed(settings, session, &mut effects),
+        Action::Cancel => cancel(session, &mut effects),
+        Action::OpenModel(name) => open_model(settings, session, name, &mut effects),
+        Action::AddStyles(paths) => blend::add(settings, session, paths, &mut effects),
+        Action::RemoveStyle(index) => {
+            if let Some(styles) = settings.styles.as_mut().filter(|styles| index < styles.len()) {
+                styles.remove(index);
+                changed(settings, session, &mut effects);
+            }
+        }
+        Action::AddWords(words) => {
+            let joint = if settings.prompt.trim().is_empty() { "" } else { ", " };
+            settings.prompt = format!("{}{joint}{words}", settings.prompt.trim_end());
+            changed(settings, session, &mut effects);
+        }
+        Action::Restore(recipe, folder) => {
+            recipe::restore(settings, session, &recipe, folder.as_deref());
+            describe_new(settings, session, &mut effects);
+            draw(settings, session, Purpose::Draw, &mut effects);
+        }
+        Action::RestoreShot(id) => {
+            if let Some(shot) = session.history.iter().find(|shot| shot.id == id).cloned() {
+                recipe::restore(settings, session, &shot.recipe, None);
+                // A change from here on is a new picture.
+                session.canvas.shot = Some(Shot { live: false, ..shot });
+                session.drawn_seed = Some(settings.seed);
+                ensure_base(settings, session, &mut effects);
+            }
+        }
+        Action::ToggleCompare => {
+            session.canvas.compare = !session.canvas.compare;
+            ensure_base(settings, session, &mut effects);
+        }
+        Action::Copy => effects.extend(session.canvas.shot.clone().map(Effect::Copy)),
+        Action::SaveTo(path) => {
+            effects.extend(session.canvas.shot.clone().map(|shot| Effect::Save(shot, path)));
+        }
+        Action::ExportTo(out) => {
+            let rank = session.library.export_rank;
+            let out = if out.extension().is_none() { out.with_extension("safetensors") } else { out };
+            let export = Export { mix: mix(settings, 1.0), out, rank };
+            session.open.export = false;
+            effects.push(Effect::Submit(Purpose::Export, Command::Export(Box::new(export))));
+        }
+        Action::ScanLibrary(folder) => {
+            settings.library = Some(folder.clone());
+            effects.push(Effect::Submit(Purpose::Library, Command::Library(folder)));
+        }
+        Action::Dismiss(index) if index < session.problems.len() => drop(session.problems.remove(index)),
+        Action::Dismiss(_) => {}
+        Action::Tell(message, hint) => session.tell(message, hint, true),
+        Action::Ask(dialog) => effects.push(Effect::Ask(dialog)),
+        Action::CloseRequested => {
+            if session.is_training() {
+                session.open.closing = !session.closing;
+            } else {
+                effects.push(Effect::Close);
+            }
+        }
+        Action::StopAndClose => {
+            session.open.closing = false;
+            session.closing = true;
+            training::stop(session, true, &mut effects);
+        }
+        Action::Stay => session.open.closing = false,
+        training_action => training::act(settings, session, training_action, &mut effects),
+    }
+    effects
+}
+
+/// Asks for everything at the start: the first picture, and what styles say of themselves.
+pub fn begin(state: &mut State) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    let State { settings, session } = state;
+    describe_new(settings, session, &mut effects);
+    if settings.live {
+        draw(settings, session, Purpose::Live, &mut effects);
+    }
+    effects.extend(settings.library.clone().map(|f| Effect::Submit(Purpose::Library, Command::Library(f))));
+    if let Some(folder) = settings.train.folder.clone() {
+        training::act(settings, session, Action::TrainFolder(folder), &mut effects);
+    }
+    effects
+}
+
+fn draw(settings: &Settings, session: &mut Session, purpose: Purpose, effects: &mut Vec<Effect>) {
+    let mut request = request(settings);
+    if purpose != Purpose::Draw {
+        request.count = 1;
+    }
+    // A series that was asked for is not lost to a slider.
+    let replace = request.count == 1;
+    session.drawn_seed = Some(settings.seed);
+    let draw = Draw { mix: mix(settings, 1.0), request, replace };
+    effects.push(Effect::Submit(purpose, Command::Draw(Box::new(draw))));
+}
+
+fn changed(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
+    if settings.live && !session.is_training() {
+        draw(settings, session, Purpose::Live, effects);
+    }
+}
+
+fn cancel(session: &mut Session, effects: &mut Vec<Effect>) {
+    if session.open != Open::default() {
+        session.open = Open::default();
+        return;
+    }
+    let stopped = session.jobs.iter().filter(|(_, purpose)| **purpose != Purpose::Train);
+    effects.extend(stopped.map(|(job, _)| Effect::Stop(*job)));
+}
+
+fn open_model(settings: &mut Settings, session: &mut Session, name: String, effects: &mut Vec<Effect>) {
+    let name = name.trim().to_owned();
+    if name.is_empty() {
+        return;
+    }
+    settings.model = name;
+    session.report = None;
+    (settings.size, settings.cfg) = (None, None);
+    if settings.live {
+        changed(settings, session, effects);
+    } else {
+        effects.push(Effect::Submit(Purpose::Load, Command::Load(settings.model.clone())));
+    }
+}
+
+/// Asks what the blend's adapters say of themselves, once each.
+fn describe_new(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
+    for style in settings.styles.iter().flatten() {
+        session.known.insert(style.name(), style.path.clone());
+        if !session.cards.contains_key(&style.path) {
+            let purpose = Purpose::Describe(style.path.clone());
+            effects.push(Effect::Submit(purpose, Command::Describe(style.path.clone())));
+        }
+    }
+}
+
+/// Draws the picture's base if it is to be compared with and not there.
+fn ensure_base(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
+    let Some(shot) = session.canvas.shot.as_ref().filter(|_| session.canvas.compare) else { return };
+    let key = recipe::base_key(&shot.recipe);
+    let there = session.canvas.base.as_ref().is_some_and(|(of, _)| *of == key);
+    if there || session.has(|p| *p == Purpose::Base(key.clone())) {
+        return;
+    }
+    let mut request = request(settings);
+    (request.count, request.seed) = (1, shot.recipe.seed.unwrap_or(settings.seed));
+    // The same adapters at weight 0: they stay in memory, and the result is the base model's, bit for bit.
+    let draw = Draw { mix: mix(settings, 0.0), request, replace: false };
+    effects.push(Effect::Submit(Purpose::Base(key), Command::Draw(Box::new(draw))));
+}
+
+/// `SplitMix64`'s step, from the old seed and the time: short enough to be typed.
+fn another_seed(seed: u64, now: f64) -> u64 {
+    let mut z = seed.wrapping_add(now.to_bits()).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    (z ^ (z >> 31)) >> 32
+}

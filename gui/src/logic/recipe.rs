@@ -1,0 +1,87 @@
+//! From a picture's recipe back to the settings.
+
+use std::path::{Path, PathBuf};
+
+use scumble::{
+    adapter::Strength,
+    diffusion::{Sampler, SigmaSchedule},
+    pipeline::infotext::{LORA_NORMALIZE, LoraUse, Recipe},
+};
+
+use crate::state::{Session, Settings, Style};
+
+/// Sets everything a recipe names; what it leaves out becomes the default. Styles it does not name are switched off.
+pub(super) fn restore(
+    settings: &mut Settings,
+    session: &mut Session,
+    recipe: &Recipe,
+    folder: Option<&Path>,
+) {
+    let defaults = Settings::default();
+    settings.prompt.clone_from(&recipe.prompt);
+    settings.negative.clone_from(&recipe.negative_prompt);
+    let sampler = recipe.sampler.as_deref().and_then(|name| name.parse::<Sampler>().ok());
+    let schedule = recipe.schedule.as_deref().and_then(|name| name.parse::<SigmaSchedule>().ok());
+    settings.sampler = sampler.map_or(defaults.sampler, |s| s.name().to_owned());
+    settings.schedule = schedule.map_or(defaults.schedule, |s| s.name().to_owned());
+    settings.steps = recipe.steps.unwrap_or(defaults.steps);
+    (settings.cfg, settings.size) = (recipe.cfg_scale, recipe.size_px);
+    settings.seed = recipe.seed.unwrap_or(settings.seed);
+    settings.count = 1;
+    settings.normalize = recipe.other(LORA_NORMALIZE).is_some();
+    if let Some(model) = recipe.model.clone().filter(|model| *model != settings.model) {
+        settings.model = model;
+    }
+    if recipe.denoising_strength.is_some() {
+        session.tell(
+            "this picture was drawn over another one, which the viewer cannot do: it will differ",
+            None,
+            false,
+        );
+    }
+    let mut styles = settings.styles.take().unwrap_or_default();
+    styles.iter_mut().for_each(|style| (style.on, style.solo) = (false, false));
+    for lora in &recipe.loras {
+        match styles.iter_mut().find(|style| style.name() == lora.name) {
+            Some(style) => set(style, &lora.strength),
+            None => match find(session, lora, folder) {
+                Some(path) => {
+                    let mut style = Style::new(path, 1.0);
+                    set(&mut style, &lora.strength);
+                    styles.push(style);
+                }
+                None => session.tell(
+                    format!("the style `{}` of this picture is not known here", lora.name),
+                    Some("add its file to the blend, or its folder to the library, and restore the picture again".into()),
+                    true,
+                ),
+            },
+        }
+        if lora.strength.is_scheduled() || lora.strength.region().is_some() {
+            let message = format!(
+                "the weight of `{}`, {}, changes over the steps or with the place, which the viewer cannot show: its first weight is used",
+                lora.name, lora.strength
+            );
+            session.tell(message, None, false);
+        }
+    }
+    settings.styles = Some(styles);
+}
+
+fn set(style: &mut Style, strength: &Strength) {
+    let (unet, text) = (strength.unet().at(0.0), strength.text_encoder().at(0.0));
+    style.on = true;
+    style.weight = unet;
+    style.text_weight = (unet != text).then_some(text);
+}
+
+/// The file a recipe means: one that was seen before, or lies beside the picture.
+fn find(session: &Session, lora: &LoraUse, folder: Option<&Path>) -> Option<PathBuf> {
+    let beside = folder.map(|folder| folder.join(format!("{}.safetensors", lora.name)));
+    session.known.get(&lora.name).cloned().or_else(|| beside.filter(|path| path.is_file()))
+}
+
+/// What a picture without styles depends on.
+pub(super) fn base_key(recipe: &Recipe) -> String {
+    Recipe { loras: Vec::new(), other: Vec::new(), ..recipe.clone() }.to_text()
+}

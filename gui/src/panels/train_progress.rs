@@ -1,0 +1,83 @@
+//! How a training goes: loss, pace, previews.
+
+use eframe::egui::{
+    self, Color32, CornerRadius, RichText, ScrollArea, Sense, Ui, WidgetInfo, accesskit::Role, pos2, vec2,
+};
+use egui_plot::{Line, Plot, PlotPoints};
+
+use super::View;
+use crate::{
+    logic,
+    state::Run,
+    text,
+    theme::{self, Palette},
+    widgets::textures,
+};
+
+/// The side of a preview.
+const SIDE: f32 = 136.0;
+
+pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
+    theme::section(ui, text::TRAIN_LOSS);
+    pace(ui, view);
+    let accent = Palette::of(ui).accent;
+    let losses = &view.state.session.training.losses;
+    Plot::new("loss")
+        .height(200.0)
+        .allow_zoom(false)
+        .allow_drag(false)
+        .allow_scroll(false)
+        .show_x(false)
+        .include_y(0.0)
+        .show(ui, |plot| {
+            plot.line(Line::new(text::TRAIN_LOSS, PlotPoints::from(losses.clone())).color(accent))
+        });
+    ui.add_space(8.0);
+    theme::section(ui, text::TRAIN_PREVIEWS);
+    let samples = view.state.session.training.samples.clone();
+    ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
+        ui.horizontal_wrapped(|ui| {
+            // The newest first.
+            for (step, shot) in samples.iter().rev() {
+                ui.vertical(|ui| {
+                    let (place, response) = ui.allocate_exact_size(vec2(SIDE, SIDE), Sense::hover());
+                    response.widget_info(|| {
+                        WidgetInfo::labeled(Role::Image, true, format!("preview after step {step}"))
+                    });
+                    let texture = view.textures.get(ui.ctx(), shot.id, &shot.image);
+                    let rect = textures::fit(place, &shot.image);
+                    let whole = egui::Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
+                    let shape = egui::epaint::RectShape::filled(rect, CornerRadius::same(6), Color32::WHITE);
+                    ui.painter().add(shape.with_texture(texture, whole));
+                    theme::caption(ui, &format!("step {step}"));
+                });
+            }
+        });
+    });
+}
+
+fn pace(ui: &mut Ui, view: &View<'_>) {
+    let (settings, training) = (&view.state.settings.train, &view.state.session.training);
+    let loss = training
+        .losses
+        .last()
+        .map(|[step, loss]| format!("step {step:.0} of {}, loss {loss:.4}", settings.steps));
+    let mut lines = vec![loss.unwrap_or_default()];
+    if training.run == Run::Running {
+        let left = logic::eta_secs(training, settings.steps).map(|secs| format!("{} left", time(secs)));
+        let speed = logic::pictures_per_sec(training, settings.batch).map(|n| format!("{n:.1} pictures/s"));
+        lines.push(speed.into_iter().chain(left).collect::<Vec<_>>().join(", "));
+    }
+    for line in lines.iter().filter(|line| !line.is_empty()) {
+        ui.label(RichText::new(line).small().color(Palette::of(ui).quiet));
+    }
+}
+
+fn time(secs: f64) -> String {
+    let secs = secs.round() as u64;
+    match (secs / 3600, secs / 60 % 60, secs % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
+    }
+}

@@ -1,0 +1,421 @@
+//! What the window shows: plain data. [`Settings`] is remembered between runs, [`Session`] is not.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use image::RgbImage;
+use scumble::{
+    adapter::{guard::BlendReport, library::Card, library::Entry},
+    dataset::doctor::Report,
+    engine::{JobId, ModelFacts, ScannedPicture},
+    pipeline::infotext::Recipe,
+    progress::Stage,
+};
+use serde::{Deserialize, Serialize};
+
+/// Everything.
+#[derive(Debug, Default)]
+pub struct State {
+    /// What is remembered.
+    pub settings: Settings,
+    /// What is not.
+    pub session: Session,
+}
+
+/// The two sides of the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Tab {
+    /// Generate and blend.
+    #[default]
+    Draw,
+    /// Train.
+    Train,
+}
+
+/// Colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum ThemeChoice {
+    /// What the system prefers.
+    #[default]
+    System,
+    /// Dark on light.
+    Light,
+    /// Light on dark.
+    Dark,
+}
+
+/// What is remembered between runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Which side is open.
+    pub tab: Tab,
+    /// Colours.
+    pub theme: ThemeChoice,
+    /// As `--model` takes it.
+    pub model: String,
+    /// Models opened before.
+    pub recent_models: Vec<String>,
+    /// What to draw.
+    pub prompt: String,
+    /// What to keep out.
+    pub negative: String,
+    /// By its short name.
+    pub sampler: String,
+    /// By its name.
+    pub schedule: String,
+    /// Denoising steps.
+    pub steps: usize,
+    /// `None` is the model's own.
+    pub cfg: Option<f64>,
+    /// `None` is the model's own.
+    pub size: Option<(usize, usize)>,
+    /// The first picture's seed.
+    pub seed: u64,
+    /// Generating again keeps it.
+    pub keep_seed: bool,
+    /// Pictures.
+    pub count: usize,
+    /// Changes draw at once.
+    pub live: bool,
+    /// The blend. `None` until the first start has filled it with the sample styles.
+    pub styles: Option<Vec<Style>>,
+    /// Keeps the sum in bounds.
+    pub normalize: bool,
+    /// The library's folder.
+    pub library: Option<PathBuf>,
+    /// What to train.
+    pub train: TrainForm,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tab: Tab::Draw,
+            theme: ThemeChoice::System,
+            model: "mini".into(),
+            recent_models: Vec::new(),
+            prompt: "house, blueprint style".into(),
+            negative: String::new(),
+            sampler: "dpmpp_2m".into(),
+            schedule: "karras".into(),
+            steps: 20,
+            cfg: None,
+            size: None,
+            seed: 7,
+            keep_seed: false,
+            count: 1,
+            live: true,
+            styles: None,
+            normalize: false,
+            library: None,
+            train: TrainForm::default(),
+        }
+    }
+}
+
+/// A style of the blend.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Style {
+    /// Its file.
+    pub path: PathBuf,
+    /// In the denoising network; everywhere if not split.
+    pub weight: f64,
+    /// In the text encoders, if split.
+    pub text_weight: Option<f64>,
+    /// Takes part.
+    pub on: bool,
+    /// Only those with this take part, if there are any.
+    pub solo: bool,
+}
+
+impl Style {
+    /// A style at a weight.
+    pub fn new(path: impl Into<PathBuf>, weight: f64) -> Self {
+        Self { path: path.into(), weight, text_weight: None, on: true, solo: false }
+    }
+
+    /// What it is called: the file's name.
+    pub fn name(&self) -> String {
+        stem(&self.path)
+    }
+}
+
+/// A file's name without its ending.
+pub fn stem(path: &Path) -> String {
+    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
+/// What to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrainForm {
+    /// The folder of pictures.
+    pub folder: Option<PathBuf>,
+    /// The style's name.
+    pub name: String,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// The adapter's size.
+    pub rank: usize,
+    /// The highest learning rate.
+    pub rate: f64,
+    /// Pictures at once.
+    pub batch: usize,
+    /// Put before every caption.
+    pub trigger: String,
+    /// Every kind of layer, not only attention.
+    pub all_layers: bool,
+    /// The text encoder, too.
+    pub text_encoder: bool,
+    /// Mirrored half of the time.
+    pub flip: bool,
+    /// Less memory, more time.
+    pub checkpointing: bool,
+    /// All randomness follows from it.
+    pub seed: u64,
+    /// Steps between previews.
+    pub preview_every: u64,
+    /// What previews show.
+    pub preview_prompt: String,
+}
+
+impl Default for TrainForm {
+    /// What makes a style on the embedded model in a few minutes.
+    fn default() -> Self {
+        Self {
+            folder: None,
+            name: "my-style".into(),
+            steps: 400,
+            rank: 16,
+            rate: 5e-3,
+            batch: 4,
+            trigger: String::new(),
+            all_layers: true,
+            text_encoder: false,
+            flip: false,
+            checkpointing: false,
+            seed: 7,
+            preview_every: 100,
+            preview_prompt: "penguin".into(),
+        }
+    }
+}
+
+/// What lasts as long as the window.
+#[derive(Debug, Default)]
+pub struct Session {
+    /// What the engine was asked and has not ended.
+    pub jobs: BTreeMap<JobId, Purpose>,
+    /// The model in memory.
+    pub model: Option<Box<ModelFacts>>,
+    /// What is typed to be opened.
+    pub model_name: String,
+    /// The picture in the middle.
+    pub canvas: Canvas,
+    /// Newest last.
+    pub history: Vec<Shot>,
+    /// The number of the next picture.
+    pub next_shot: u64,
+    /// The seed that was last drawn with.
+    pub drawn_seed: Option<u64>,
+    /// What the blend does to the model.
+    pub report: Option<Box<BlendReport>>,
+    /// What adapters' files say of themselves.
+    pub cards: BTreeMap<PathBuf, Box<Card>>,
+    /// What went wrong, and what is to be known.
+    pub problems: Vec<Problem>,
+    /// What is being done.
+    pub progress: Option<Progress>,
+    /// Resident memory after the last job.
+    pub memory_bytes: Option<u64>,
+    /// How long the last picture took.
+    pub last_secs: Option<f64>,
+    /// Windows above the panels.
+    pub open: Open,
+    /// The library.
+    pub library: LibraryView,
+    /// The training.
+    pub training: TrainView,
+    /// Adapters seen anywhere, by name: recipes call them so.
+    pub known: BTreeMap<String, PathBuf>,
+    /// True once the user has said to stop the training and close.
+    pub closing: bool,
+}
+
+/// Why a job was submitted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Purpose {
+    /// To have a model.
+    Load,
+    /// Pictures the user asked for.
+    Draw,
+    /// A picture that follows a change.
+    Live,
+    /// The picture without styles, for comparing.
+    Base(String),
+    /// A style.
+    Train,
+    /// What a folder of pictures holds.
+    Scan,
+    /// What a folder of adapters holds.
+    Library,
+    /// What an adapter says.
+    Describe(PathBuf),
+    /// The blend as a file.
+    Export,
+}
+
+/// The picture in the middle.
+#[derive(Debug, Default)]
+pub struct Canvas {
+    /// The finished picture.
+    pub shot: Option<Shot>,
+    /// Of the picture being drawn, its number changing with every step.
+    pub preview: Option<(u64, Arc<RgbImage>)>,
+    /// The same without styles: what it belongs to, and itself.
+    pub base: Option<(String, Shot)>,
+    /// Base and blend side by side.
+    pub compare: bool,
+    /// Where the divider is, 0 to 1.
+    pub divider: Option<f32>,
+}
+
+/// A finished picture.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    /// Its own.
+    pub id: u64,
+    /// As drawn.
+    pub image: Arc<RgbImage>,
+    /// How.
+    pub recipe: Arc<Recipe>,
+    /// It followed a change: the next such picture takes its place in the history.
+    pub live: bool,
+}
+
+/// Something to be told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// What happened.
+    pub message: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// False for what is only to be known.
+    pub is_error: bool,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Progress {
+    /// The job.
+    pub job: JobId,
+    /// What is being done.
+    pub stage: Stage,
+    /// Steps done.
+    pub done: u64,
+    /// Steps in all.
+    pub total: u64,
+}
+
+/// Which windows are open above the panels.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Open {
+    /// The list of keys.
+    pub help: bool,
+    /// The library.
+    pub library: bool,
+    /// Exporting.
+    pub export: bool,
+    /// The question before closing.
+    pub closing: bool,
+}
+
+/// The library window.
+#[derive(Debug, Default)]
+pub struct LibraryView {
+    /// What is searched for.
+    pub search: String,
+    /// The folder that was looked through.
+    pub folder: PathBuf,
+    /// Its adapters.
+    pub entries: Vec<Entry>,
+    /// The rank to export to.
+    pub export_rank: Option<usize>,
+}
+
+/// The training under way, or the last one.
+#[derive(Debug, Default)]
+pub struct TrainView {
+    /// What the scan said.
+    pub report: Option<Box<Report>>,
+    /// The pictures with their captions.
+    pub pictures: Vec<TrainPicture>,
+    /// Where it is.
+    pub run: Run,
+    /// Step and smoothed loss.
+    pub losses: Vec<[f64; 2]>,
+    /// Step and picture, oldest first.
+    pub samples: Vec<(u64, Shot)>,
+    /// Seconds since the program's start and steps done when the first step of this run was.
+    pub pace: Option<(f64, u64)>,
+    /// Seconds since the program's start, and steps done, now.
+    pub now: (f64, u64),
+    /// The adapter's file.
+    pub out: Option<PathBuf>,
+    /// Pausing, not stopping, was asked for.
+    pub pausing: bool,
+}
+
+/// A picture of the training's folder.
+#[derive(Debug, Clone)]
+pub struct TrainPicture {
+    /// As scanned.
+    pub scanned: Arc<ScannedPicture>,
+    /// The caption as it stands in the field.
+    pub caption: String,
+    /// For its texture.
+    pub id: u64,
+}
+
+/// Where a training is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Run {
+    /// There is none.
+    #[default]
+    Idle,
+    /// Under way.
+    Running,
+    /// Stopped, to go on later.
+    Paused,
+    /// At its end.
+    Done,
+}
+
+impl Session {
+    /// True if a job of that kind runs or waits.
+    pub fn has(&self, fits: impl Fn(&Purpose) -> bool) -> bool {
+        self.jobs.values().any(fits)
+    }
+
+    /// True while something is drawn.
+    pub fn is_drawing(&self) -> bool {
+        self.has(|p| matches!(p, Purpose::Draw | Purpose::Live))
+    }
+
+    /// True while a style is trained.
+    pub fn is_training(&self) -> bool {
+        self.has(|p| *p == Purpose::Train)
+    }
+
+    /// Tells something, once.
+    pub fn tell(&mut self, message: impl Into<String>, hint: Option<String>, is_error: bool) {
+        let problem = Problem { message: message.into(), hint, is_error };
+        if !self.problems.contains(&problem) {
+            self.problems.push(problem);
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! Everything the window says, in one place, ready to be translated.
+//!
+//! What the library says (errors, hints, warnings) comes as it is.
+
+#![allow(missing_docs, reason = "a text says itself")]
+
+pub const TITLE: &str = "Scumble";
+
+// Top
+pub const TAB_DRAW: &str = "Draw";
+pub const TAB_TRAIN: &str = "Train";
+pub const MODEL: &str = "Model";
+pub const MODEL_BUILT_IN: &str = "mini (built in)";
+pub const MODEL_NAME: &str = "Hub id or path";
+pub const MODEL_NAME_HINT: &str = "sd15, sdxl, owner/name, …";
+pub const MODEL_OPEN: &str = "Open";
+pub const MODEL_FOLDER: &str = "Folder…";
+pub const MODEL_FILE: &str = "File…";
+pub const THEME: &str = "Theme";
+pub const THEME_SYSTEM: &str = "As the system";
+pub const THEME_LIGHT: &str = "Light";
+pub const THEME_DARK: &str = "Dark";
+pub const HELP: &str = "Keys";
+
+// Generate
+pub const PROMPT: &str = "Prompt";
+pub const PROMPT_HINT: &str = "cat, flat icon, blue background";
+pub const NEGATIVE: &str = "Negative prompt";
+pub const NEGATIVE_HINT: &str = "What to keep out";
+pub const SAMPLER: &str = "Sampler";
+pub const SCHEDULE: &str = "Schedule";
+pub const STEPS: &str = "Steps";
+pub const GUIDANCE: &str = "Guidance";
+pub const WIDTH: &str = "Width";
+pub const HEIGHT: &str = "Height";
+pub const SEED: &str = "Seed";
+pub const DICE: &str = "Dice";
+pub const DICE_HINT: &str = "Another seed, and draw";
+pub const LOCK_SEED: &str = "Keep";
+pub const LOCK_SEED_HINT: &str = "Generate draws the same noise again";
+pub const COUNT: &str = "Pictures";
+pub const GENERATE: &str = "Generate";
+pub const CANCEL: &str = "Cancel";
+pub const LIVE: &str = "Draw while I change things";
+pub const OWN: &str = "The model's own";
+
+// Canvas
+pub const EMPTY_PICTURE: &str = "Your picture appears here";
+pub const PICTURE: &str = "Picture";
+pub const COMPARE: &str = "Compare";
+pub const COMPARE_BASE: &str = "base";
+pub const COMPARE_BLEND: &str = "blend";
+pub const DIVIDER: &str = "Divider between base and blend";
+pub const COPY: &str = "Copy";
+pub const SAVE: &str = "Save…";
+pub const HISTORY: &str = "History";
+pub const HISTORY_EMPTY: &str = "What you draw is kept here. A click brings everything back.";
+
+// Blend
+pub const STYLES: &str = "Styles";
+pub const ADD_STYLE: &str = "Add…";
+pub const LIBRARY: &str = "Library…";
+pub const EXPORT: &str = "Export blend…";
+pub const NO_STYLES: &str = "No styles: the base model alone. Drop adapter files onto the window.";
+pub const WEIGHT: &str = "weight";
+pub const WEIGHT_UNET: &str = "picture";
+pub const WEIGHT_TEXT: &str = "text";
+pub const SPLIT: &str = "Split";
+pub const SPLIT_HINT: &str = "One weight for the picture's network, one for the text's";
+pub const SOLO: &str = "Solo";
+pub const REMOVE: &str = "Remove";
+pub const ON: &str = "on";
+pub const ADD_TRIGGER: &str = "Add to the prompt";
+pub const PAD: &str = "Mixing pad";
+pub const PAD_HINT: &str = "Drag the point: corners are styles";
+pub const METER: &str = "Overcooked?";
+pub const METER_NONE: &str = "nothing is changed";
+pub const METER_FINE: &str = "within what the styles were made for";
+pub const METER_MUCH: &str = "more than the styles were made for";
+pub const NORMALIZE: &str = "Keep in bounds";
+pub const NORMALIZE_HINT: &str = "Keeps styles that pull the same way from adding up";
+
+// Library
+pub const LIBRARY_TITLE: &str = "Library";
+pub const LIBRARY_FOLDER: &str = "Choose a folder…";
+pub const LIBRARY_SEARCH: &str = "Search";
+pub const LIBRARY_EMPTY: &str = "Choose a folder of adapters; those inside it are looked through too.";
+pub const LIBRARY_NOTHING: &str = "Nothing matches.";
+pub const ADD: &str = "Add";
+pub const CLOSE: &str = "Close";
+
+// Export
+pub const EXPORT_TITLE: &str = "Export this blend";
+pub const EXPORT_EXACT: &str = "Exact: the ranks add up";
+pub const EXPORT_RANK: &str = "Smaller: the nearest of a rank";
+pub const RANK: &str = "Rank";
+pub const EXPORT_GO: &str = "Choose a file…";
+
+// Train
+pub const TRAIN_FOLDER: &str = "Pictures";
+pub const TRAIN_CHOOSE: &str = "Choose a folder…";
+pub const TRAIN_EMPTY: &str =
+    "Choose a folder of 15 to 200 pictures in the style you want, or drop one here.";
+pub const TRAIN_NAME: &str = "Name of the style";
+pub const TRAIN_STEPS: &str = "Steps";
+pub const TRAIN_RANK: &str = "Rank";
+pub const TRAIN_RATE: &str = "Learning rate";
+pub const TRAIN_BATCH: &str = "Pictures at once";
+pub const TRAIN_TRIGGER: &str = "Trigger word";
+pub const TRAIN_MORE: &str = "More options";
+pub const TRAIN_ALL_LAYERS: &str = "Every kind of layer";
+pub const TRAIN_ALL_LAYERS_HINT: &str = "Attention alone is enough for large models; small ones need all";
+pub const TRAIN_TEXT: &str = "Train the text encoder, too";
+pub const TRAIN_FLIP: &str = "Mirror pictures at random";
+pub const TRAIN_CHECKPOINTING: &str = "Save memory, compute longer";
+pub const TRAIN_SEED: &str = "Seed of the training";
+pub const TRAIN_PREVIEW: &str = "Preview every";
+pub const TRAIN_PREVIEW_PROMPT: &str = "Preview prompt";
+pub const TRAIN_OUT: &str = "Saved as";
+pub const TRAIN_START: &str = "Start training";
+pub const TRAIN_PAUSE: &str = "Pause";
+pub const TRAIN_RESUME: &str = "Resume";
+pub const TRAIN_STOP: &str = "Stop and use it";
+pub const TRAIN_CAPTION: &str = "Caption of";
+pub const TRAIN_LOSS: &str = "Loss";
+pub const TRAIN_PREVIEWS: &str = "Previews";
+pub const TRAIN_NOTHING_WRONG: &str = "Nothing to complain about.";
+pub const TRAIN_WAITS: &str = "Drawing waits while a style is trained.";
+
+// Closing
+pub const CLOSING_TITLE: &str = "A style is being trained";
+pub const CLOSING_TEXT: &str =
+    "Closing stops it after this step. What was learned is kept, and you can resume it later.";
+pub const CLOSING_STOP: &str = "Stop and close";
+pub const CLOSING_STAY: &str = "Keep training";
+
+// Problems
+pub const COPY_MESSAGE: &str = "Copy message";
+pub const DISMISS: &str = "Dismiss";
+pub const WENT_WRONG: &str = "That did not work";
+pub const NOTE: &str = "Note";
+
+/// Keys and what they do.
+pub const KEYS: [(&str, &str); 12] = [
+    ("Ctrl+Enter", "draw, or start the training"),
+    ("Esc", "cancel; close what is open"),
+    ("Ctrl+R", "another seed, and draw"),
+    ("Ctrl+D", "compare with the base model"),
+    ("Ctrl+S", "save the picture"),
+    ("Ctrl+Shift+C", "copy the picture"),
+    ("Ctrl+O", "add styles from files"),
+    ("Ctrl+L", "the library"),
+    ("Ctrl+E", "export the blend"),
+    ("Ctrl+1  Ctrl+2", "draw, train"),
+    ("Tab  arrows", "to the next control; change a slider"),
+    ("F1", "this list"),
+];

@@ -1,0 +1,54 @@
+//! Pictures on their way to the screen, uploaded once each.
+
+use std::collections::HashMap;
+
+use eframe::egui::{self, ColorImage, Context, TextureHandle, TextureId, TextureOptions};
+use image::RgbImage;
+
+/// Textures by the picture's number. What is not shown for a while goes.
+#[derive(Default)]
+pub struct Textures {
+    known: HashMap<u64, (TextureHandle, u64)>,
+    frame: u64,
+}
+
+impl std::fmt::Debug for Textures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Textures").field("known", &self.known.len()).finish_non_exhaustive()
+    }
+}
+
+/// Frames a texture is kept without being shown.
+const KEPT: u64 = 240;
+
+impl Textures {
+    /// The texture of a picture.
+    pub fn get(&mut self, ctx: &Context, id: u64, picture: &RgbImage) -> TextureId {
+        let frame = self.frame;
+        let (handle, seen) = self.known.entry(id).or_insert_with(|| {
+            (ctx.load_texture(format!("picture {id}"), colour(picture), TextureOptions::LINEAR), frame)
+        });
+        *seen = frame;
+        handle.id()
+    }
+
+    /// Called at each frame's end.
+    pub fn next_frame(&mut self) {
+        self.frame += 1;
+        let frame = self.frame;
+        self.known.retain(|_, (_, seen)| frame - *seen < KEPT);
+    }
+}
+
+/// For egui.
+pub fn colour(picture: &RgbImage) -> ColorImage {
+    let size = [picture.width() as usize, picture.height() as usize];
+    ColorImage::from_rgb(size, picture.as_raw())
+}
+
+/// The largest rectangle of a picture's proportions in the middle of a place.
+pub fn fit(place: egui::Rect, picture: &RgbImage) -> egui::Rect {
+    let (w, h) = (picture.width().max(1) as f32, picture.height().max(1) as f32);
+    let scale = (place.width() / w).min(place.height() / h);
+    egui::Rect::from_center_size(place.center(), egui::vec2(w, h) * scale)
+}

@@ -1,0 +1,5 @@
+//! The whole viewer with the real engine on the embedded model, through its accessibility labels; no display needed.
+
+mod draw;
+mod support;
+mod train;
