@@ -123,6 +123,7 @@ pub const TRAIN_RESUME: &str = "Resume";
 pub const TRAIN_STOP: &str = "Stop and use it";
 pub const TRAIN_CAPTION: &str = "Caption of";
 pub const TRAIN_LOSS: &str = "Loss";
+pub const TRAIN_NO_LOSS: &str = "It is drawn here as it falls.";
 pub const TRAIN_PREVIEWS: &str = "Previews";
 pub const TRAIN_NOTHING_WRONG: &str = "Nothing to complain about.";
 pub const TRAIN_WAITS: &str = "Drawing waits while a style is trained.";

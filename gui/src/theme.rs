@@ -150,6 +150,8 @@ fn spacing(style: &mut egui::Style) {
     spacing.interact_size = Vec2::new(40.0, 26.0);
     spacing.slider_rail_height = 4.0;
     spacing.icon_width = 16.0;
+    // Bars lie beside what they scroll, not on it.
+    spacing.scroll.floating_allocated_width = 8.0;
     spacing.window_margin = Margin::same(16);
     spacing.menu_margin = Margin::same(8);
 }

@@ -36,6 +36,8 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
             }
             session.model = Some(facts);
         }
+        // The base that is compared with is no blend.
+        Event::Blend(job, _) if matches!(purpose(session, job), Some(Purpose::Base(_))) => {}
         Event::Blend(_, report) => session.report = Some(report),
         Event::Preview { job, picture, .. } => {
             if matches!(purpose(session, job), Some(Purpose::Draw | Purpose::Live)) {

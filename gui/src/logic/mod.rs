@@ -135,7 +135,7 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         }
         Action::Changed => changed(settings, session, &mut effects),
         Action::Cancel => cancel(session, &mut effects),
-        Action::OpenModel(name) => open_model(settings, session, name, &mut effects),
+        Action::OpenModel(name) => open_model(settings, session, &name, &mut effects),
         Action::AddStyles(paths) => blend::add(settings, session, paths, &mut effects),
         Action::RemoveStyle(index) => {
             if let Some(styles) = settings.styles.as_mut().filter(|styles| index < styles.len()) {
@@ -245,12 +245,12 @@ fn cancel(session: &mut Session, effects: &mut Vec<Effect>) {
     effects.extend(stopped.map(|(job, _)| Effect::Stop(*job)));
 }
 
-fn open_model(settings: &mut Settings, session: &mut Session, name: String, effects: &mut Vec<Effect>) {
-    let name = name.trim().to_owned();
+fn open_model(settings: &mut Settings, session: &mut Session, name: &str, effects: &mut Vec<Effect>) {
+    let name = name.trim();
     if name.is_empty() {
         return;
     }
-    settings.model = name;
+    settings.model = name.to_owned();
     session.report = None;
     (settings.size, settings.cfg) = (None, None);
     if settings.live {

@@ -8,7 +8,7 @@ use egui_plot::{Line, Plot, PlotPoints};
 use super::View;
 use crate::{
     logic,
-    state::Run,
+    state::{Run, Shot},
     text,
     theme::{self, Palette},
     widgets::textures,
@@ -20,39 +20,44 @@ const SIDE: f32 = 136.0;
 pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     theme::section(ui, text::TRAIN_LOSS);
     pace(ui, view);
-    let accent = Palette::of(ui).accent;
-    let losses = &view.state.session.training.losses;
-    Plot::new("loss")
-        .height(200.0)
-        .allow_zoom(false)
-        .allow_drag(false)
-        .allow_scroll(false)
-        .show_x(false)
-        .include_y(0.0)
-        .show(ui, |plot| {
-            plot.line(Line::new(text::TRAIN_LOSS, PlotPoints::from(losses.clone())).color(accent))
-        });
+    if view.state.session.training.losses.is_empty() {
+        ui.label(RichText::new(text::TRAIN_NO_LOSS).color(Palette::of(ui).quiet));
+    } else {
+        plot(ui, &view.state.session.training.losses);
+    }
     ui.add_space(8.0);
     theme::section(ui, text::TRAIN_PREVIEWS);
     let samples = view.state.session.training.samples.clone();
     ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| {
-        ui.horizontal_wrapped(|ui| {
-            // The newest first.
-            for (step, shot) in samples.iter().rev() {
-                ui.vertical(|ui| {
-                    let (place, response) = ui.allocate_exact_size(vec2(SIDE, SIDE), Sense::hover());
-                    response.widget_info(|| {
-                        WidgetInfo::labeled(Role::Image, true, format!("preview after step {step}"))
-                    });
-                    let texture = view.textures.get(ui.ctx(), shot.id, &shot.image);
-                    let rect = textures::fit(place, &shot.image);
-                    let whole = egui::Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
-                    let shape = egui::epaint::RectShape::filled(rect, CornerRadius::same(6), Color32::WHITE);
-                    ui.painter().add(shape.with_texture(texture, whole));
-                    theme::caption(ui, &format!("step {step}"));
-                });
-            }
+        // The newest first.
+        let newest: Vec<&(u64, Shot)> = samples.iter().rev().collect();
+        for pair in newest.chunks(2) {
+            ui.horizontal(|ui| pair.iter().for_each(|(step, shot)| sample(ui, view, *step, shot)));
+        }
+    });
+}
+
+fn sample(ui: &mut Ui, view: &mut View<'_>, step: u64, shot: &Shot) {
+    ui.allocate_ui(vec2(SIDE, SIDE + 20.0), |ui| {
+        ui.vertical(|ui| {
+            let (place, response) = ui.allocate_exact_size(vec2(SIDE, SIDE), Sense::hover());
+            let name = format!("preview after step {step}");
+            response.widget_info(|| WidgetInfo::labeled(Role::Image, true, name.clone()));
+            let texture = view.textures.get(ui.ctx(), shot.id, &shot.image);
+            let rect = textures::fit(place, &shot.image);
+            let whole = egui::Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
+            let shape = egui::epaint::RectShape::filled(rect, CornerRadius::same(6), Color32::WHITE);
+            ui.painter().add(shape.with_texture(texture, whole));
+            theme::caption(ui, &format!("step {step}"));
         });
+    });
+}
+
+fn plot(ui: &mut Ui, losses: &[[f64; 2]]) {
+    let accent = Palette::of(ui).accent;
+    let plot = Plot::new("loss").height(200.0).show_x(false).include_y(0.0);
+    plot.allow_zoom(false).allow_drag(false).allow_scroll(false).show(ui, |plot| {
+        plot.line(Line::new(text::TRAIN_LOSS, PlotPoints::from(losses.to_vec())).color(accent));
     });
 }
 
