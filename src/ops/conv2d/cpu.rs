@@ -12,14 +12,27 @@ use super::{
     winograd::{self, Input, Kernel, Output},
 };
 use crate::ops::{
-    cpu::{LANES, Mat, MatMut, Numbers, Panels, Threads, gemm, gemm_with, pack_columns, together},
+    cpu::{
+        LANES, Lane, Mat, MatMut, Numbers, Pair, PanelsOf, Threads, dot, gemm, gemm_pairs, gemm_with,
+        pack_columns, together,
+    },
     linear::cpu::{biased, scale_columns},
     low_rank::BranchValues,
 };
 
+/// Whether the forward pass of a kernel with `out` channels reads x as it is stored. Transforms want f32.
+pub(super) fn is_direct(s: Sizes, out: usize) -> bool {
+    winograd::choose(s, out).is_none()
+}
+
+/// Whether the gradient of x reads that of y as it is stored.
+pub(super) fn is_gradient_direct(s: Sizes, out: usize) -> bool {
+    s.stride != 1 || is_direct(s.transposed(out), s.c)
+}
+
 /// y (b h' w', out) and z = conv(x, down) ⊙ s (b h' w', r).
 pub(super) fn forward(
-    x: &[f32],
+    x: Numbers<'_>,
     weight: Numbers<'_>,
     bias: Option<&[f32]>,
     branch: Option<&BranchValues<'_>>,
@@ -36,7 +49,7 @@ pub(super) fn forward(
             let kernels = vec![Kernel::Forward(Numbers::F32(&branch.down))];
             outputs.push(Output { values: &mut z, channels: rank, kernels });
         }
-        winograd::add(variant, &[Input { values: x, sizes: s }], &mut outputs);
+        winograd::add(variant, &[Input { values: &x.wide(), sizes: s }], &mut outputs);
     } else {
         direct(x, weight, &mut y, bias.is_some(), s);
         if let Some(branch) = branch {
@@ -52,17 +65,34 @@ pub(super) fn forward(
 }
 
 /// The direct sum, to y (b h' w', out).
-fn direct(x: &[f32], weight: Numbers<'_>, y: &mut [f32], keep: bool, s: Sizes) {
+fn direct(x: Numbers<'_>, weight: Numbers<'_>, y: &mut [f32], keep: bool, s: Sizes) {
     let (window, pixels) = (s.window(), s.pixels());
     let out = weight.len() / window;
-    let y = MatMut::new(y, pixels, out).t();
-    gemm_with(y, keep, Mat::of(weight, out, window, window), 1.0, Threads::All, |part, columns, panels| {
-        pack_neighbourhoods(x, s, part, columns, panels);
-    });
+    let (y, kernel) = (MatMut::new(y, pixels, out).t(), Mat::of(weight, out, window, window));
+    match (x, weight, dot()) {
+        // Pairs of channels.
+        (Numbers::Bf16(x), Numbers::Bf16(_), Some(dot)) if s.c.is_multiple_of(2) => {
+            gemm_pairs(dot, y, kernel, (keep, 1.0), Threads::All, |part, columns, panels| {
+                pack_neighbourhoods::<Pair>(x, s, part, columns, panels);
+            });
+        }
+        _ => {
+            let x = x.wide();
+            gemm_with(y, keep, kernel, 1.0, Threads::All, |part, columns, panels| {
+                pack_neighbourhoods::<f32>(&x, s, part, columns, panels);
+            });
+        }
+    }
 }
 
 /// A part of the neighbourhoods of some output pixels, as columns.
-fn pack_neighbourhoods(x: &[f32], s: Sizes, part: Range<usize>, pixels: Range<usize>, panels: &mut Panels) {
+fn pack_neighbourhoods<L: Lane>(
+    x: &[L::Number],
+    s: Sizes,
+    part: Range<usize>,
+    pixels: Range<usize>,
+    panels: &mut PanelsOf<L>,
+) {
     let starts = pixels.clone().step_by(LANES);
     for (first, panel) in starts.zip(panels.clear(part.len(), pixels.len())) {
         let mut at = part.start;
@@ -74,7 +104,7 @@ fn pack_neighbourhoods(x: &[f32], s: Sizes, part: Range<usize>, pixels: Range<us
                 let pixel = Some(first + lane).filter(|pixel| *pixel < pixels.end)?;
                 Some(s.seen(pixel, tap)? * s.c + channel)
             });
-            pack_columns(x, &sources, count, &mut panel[(at - part.start) * LANES..][..count * LANES]);
+            pack_columns(x, &sources, count, &mut panel[(at - part.start) / L::NUMBERS * LANES..]);
             at += count;
         }
     }
@@ -94,7 +124,7 @@ pub(super) fn channels_last(weight: &[f32], c: usize, taps: usize) -> Vec<f32> {
 }
 
 /// Σ over `terms` (gradient, kernel) of the gradient of x, (b h w, in).
-pub(super) fn input_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f32> {
+pub(super) fn input_gradient(terms: &[(Numbers<'_>, Numbers<'_>)], s: Sizes) -> Vec<f32> {
     if s.stride != 1 {
         return scattered_gradient(terms, s);
     }
@@ -102,40 +132,58 @@ pub(super) fn input_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
     let first = outs.first().copied().unwrap_or_default();
     if let Some(variant) = winograd::choose(s.transposed(first), s.c) {
-        let inputs: Vec<Input<'_>> = terms
-            .iter()
-            .zip(&outs)
-            .map(|((g, _), out)| Input { values: g, sizes: s.transposed(*out) })
-            .collect();
+        let wide: Vec<_> = terms.iter().map(|(g, _)| g.wide()).collect();
+        let inputs: Vec<Input<'_>> =
+            wide.iter().zip(&outs).map(|(g, out)| Input { values: g, sizes: s.transposed(*out) }).collect();
         let kernels = terms.iter().map(|(_, weight)| Kernel::Backward(*weight)).collect();
         winograd::add(variant, &inputs, &mut [Output { values: &mut gx, channels: s.c, kernels }]);
         return gx;
     }
     for (i, ((g, weight), out)) in terms.iter().zip(outs).enumerate() {
-        direct_gradient(g, *weight, &mut gx, i > 0, (s, out));
+        direct_gradient(*g, *weight, &mut gx, i > 0, (s, out));
     }
     gx
 }
 
 /// Stride 1: a convolution of the gradient with the kernel turned by 180 degrees.
-fn direct_gradient(g: &[f32], weight: Numbers<'_>, gx: &mut [f32], keep: bool, (s, out): (Sizes, usize)) {
+fn direct_gradient(
+    g: Numbers<'_>,
+    weight: Numbers<'_>,
+    gx: &mut [f32],
+    keep: bool,
+    (s, out): (Sizes, usize),
+) {
     let (turned, taps) = (s.transposed(out), s.kh * s.kw);
-    let pixels = turned.pixels();
-    let mut rows = Vec::new();
+    let (pixels, depth) = (turned.pixels(), taps * out);
+    let gx = MatMut::new(gx, pixels, s.c);
+    // The kernel's row for a line of k: where it starts.
+    let start = |line: usize| (line % out * taps + taps - 1 - line / out) * s.c;
+    let row = |line, columns: &Range<usize>| start(line) + columns.start..start(line) + columns.end;
     // Pictures that come here are small, or the gradient's channels are few.
-    gather(g, turned, 0, pixels, &mut rows);
-    let rows = Mat::new(&rows, pixels, taps * out);
-    gemm_with(MatMut::new(gx, pixels, s.c), keep, rows, 1.0, Threads::All, |part, columns, panels| {
-        panels.fill_rows(part.len(), columns.len(), |row| {
-            let (tap, o) = ((part.start + row) / out, (part.start + row) % out);
-            let start = (o * taps + taps - 1 - tap) * s.c;
-            weight.part(start + columns.start..start + columns.end)
-        });
-    });
+    match (g, weight, dot()) {
+        (Numbers::Bf16(g), Numbers::Bf16(weight), Some(dot)) => {
+            let mut rows = Vec::new();
+            gather(g, turned, 0, pixels, &mut rows);
+            let rows = Mat::of(Numbers::Bf16(&rows), pixels, depth, depth);
+            gemm_pairs(dot, gx, rows, (keep, 1.0), Threads::All, |part, columns, panels| {
+                panels.fill_rows(part.len(), columns.len(), |line| &weight[row(part.start + line, &columns)]);
+            });
+        }
+        _ => {
+            let mut rows = Vec::new();
+            gather(&g.wide(), turned, 0, pixels, &mut rows);
+            let rows = Mat::new(&rows, pixels, depth);
+            gemm_with(gx, keep, rows, 1.0, Threads::All, |part, columns, panels| {
+                panels.fill_rows(part.len(), columns.len(), |line| {
+                    weight.part(row(part.start + line, &columns))
+                });
+            });
+        }
+    }
 }
 
 /// Any stride: the gradients of all neighbourhoods, added where they came from. Pictures in parallel.
-fn scattered_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f32> {
+fn scattered_gradient(terms: &[(Numbers<'_>, Numbers<'_>)], s: Sizes) -> Vec<f32> {
     let (window, area) = (s.window(), s.out_h * s.out_w);
     let mut gx = vec![0.0; s.b * s.h * s.w * s.c];
     let threads = if s.b > 1 { Threads::One } else { Threads::All };
@@ -148,7 +196,8 @@ fn scattered_gradient(terms: &[(&[f32], Numbers<'_>)], s: Sizes) -> Vec<f32> {
                 columns.resize(rows * window, 0.0);
                 for (term, (g, weight)) in terms.iter().enumerate() {
                     let out = weight.len() / window;
-                    let g = Mat::new(&g[(b * area + first) * out..], rows, out);
+                    let start = (b * area + first) * out;
+                    let g = Mat::of(g.part(start..start + rows * out), rows, out, out);
                     let weight = Mat::of(*weight, out, window, window);
                     gemm(MatMut::new(columns, rows, window), term > 0, g, weight, 1.0, threads);
                 }
@@ -194,19 +243,19 @@ pub(super) fn down_gradient(x: &[f32], gz: &[f32], rank: usize, s: Sizes) -> Vec
 }
 
 /// The neighbourhoods of `rows` output pixels from `first` on, one row each; zeros outside of the picture.
-fn gather(x: &[f32], s: Sizes, first: usize, rows: usize, columns: &mut Vec<f32>) {
+fn gather<T: Copy + Default>(x: &[T], s: Sizes, first: usize, rows: usize, columns: &mut Vec<T>) {
     let (window, area) = (s.window(), s.out_h * s.out_w);
-    columns.resize(rows * window, 0.0);
+    columns.resize(rows * window, T::default());
     for (row, columns) in columns.chunks_exact_mut(window).enumerate() {
         let pixel = first + row;
         let x = &x[pixel / area * s.h * s.w * s.c..];
         let mut filled = 0;
         s.each_run(pixel % area, |at, run| {
-            columns[filled..run.start].fill(0.0);
+            columns[filled..run.start].fill(T::default());
             filled = run.end;
             columns[run.clone()].copy_from_slice(&x[at..at + run.len()]);
         });
-        columns[filled..].fill(0.0);
+        columns[filled..].fill(T::default());
     }
 }
 

@@ -7,7 +7,7 @@ mod winograd;
 
 use candle_core::{DType, Tensor};
 
-use super::cpu::{Numbers, Stored, Values, narrow, widen};
+use super::cpu::{Numbers, Stored, Values, factor, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
 use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
@@ -193,12 +193,14 @@ fn forward(
     if !x.device().is_cpu() {
         return composed::forward(&x.contiguous()?, &frozen.to_dtype(x.dtype())?, branch, s);
     }
-    let (wide, weight) = (widen(x)?, stored(&kernel(&frozen.weight)?)?);
+    let weight = stored(&kernel(&frozen.weight)?)?;
+    let x_stored = if cpu::is_direct(s, outputs) { factor(x, &weight)? } else { widen(x)? };
     let bias = frozen.bias.as_ref().map(widen).transpose()?;
     let (weight, bias) = (Stored::of(&weight)?, bias.as_ref().map(Values::of).transpose()?);
     let branch = branch.map(packed).transpose()?;
     let values = branch.as_ref().map(Branch::values).transpose()?;
-    let (y, z) = cpu::forward(&Values::of(&wide)?, weight.numbers(), bias.as_deref(), values.as_ref(), s);
+    let (y, z) =
+        cpu::forward(Stored::of(&x_stored)?.numbers(), weight.numbers(), bias.as_deref(), values.as_ref(), s);
     let z = branch.as_ref().map(|b| narrow(z, (pixels, b.rank()), DType::F32)).transpose()?;
     Ok((narrow(y, (s.b, s.out_h, s.out_w, outputs), x.dtype())?, z))
 }
@@ -217,18 +219,19 @@ fn backward(
         let weight = frozen.weight.to_dtype(x.dtype())?;
         return composed::backward(&x.contiguous()?, g, &weight, branch, (s, wanted));
     }
-    let g = widen(g)?;
-    let g = Values::of(&g)?;
+    let g = if cpu::is_gradient_direct(s, outputs) { factor(g, &frozen.weight)? } else { widen(g)? };
+    let g = Stored::of(&g)?;
+    let g = g.numbers();
     let low_rank = branch.map(|(b, _)| packed(b)).transpose()?;
     let values = low_rank.as_ref().map(Branch::values).transpose()?;
-    let gz = values.as_ref().map(|b| super::linear::cpu::rank_gradient(&g, pixels, outputs, b));
+    let gz = values.as_ref().map(|b| super::linear::cpu::rank_gradient(g, pixels, outputs, b));
     let mut grads = Gradients::default();
     if wanted.x {
         let weight = stored(&kernel(&frozen.weight)?)?;
         let weight = Stored::of(&weight)?;
-        let mut terms: Vec<(&[f32], Numbers<'_>)> = vec![(&g, weight.numbers())];
+        let mut terms = vec![(g, weight.numbers())];
         if let (Some(values), Some(gz)) = (&values, &gz) {
-            terms.push((gz, Numbers::F32(&values.down)));
+            terms.push((Numbers::F32(gz), Numbers::F32(&values.down)));
         }
         grads.x = Some(narrow(cpu::input_gradient(&terms, s), x.shape(), x.dtype())?);
     }
@@ -237,7 +240,7 @@ fn backward(
         let gdown = cpu::down_gradient(&Values::of(&widen(x)?)?, &gz, r, s);
         let gdown = narrow(gdown, (r, s.kh, s.kw, s.c), DType::F32)?;
         grads.down = Some(gdown.permute((0, 3, 1, 2))?.contiguous()?);
-        let gup = super::linear::cpu::outer(&g, &Values::of(z)?, (pixels, outputs, r));
+        let gup = super::linear::cpu::outer(g, Stored::of(z)?.numbers(), (pixels, outputs, r));
         grads.up = Some(narrow(gup, (outputs, r), DType::F32)?);
     }
     Ok(grads)
@@ -372,16 +375,28 @@ mod tests {
         Ok(())
     }
 
-    /// candle's own conv2d has no bf16 on the CPU.
+    /// candle's own conv2d has no bf16 on the CPU. Direct sums and Winograd, odd channels and even, with and without stride.
     #[test]
     fn half_precision_keeps_its_dtype() -> Result<()> {
-        let (x, weight) = (random(0, &[1, 4, 4, 3])?, random(1, &[5, 3, 3, 3])?);
-        let geometry = Conv2dGeometry::new(1, 1);
-        let exact = conv2d(&x, &weight, None, geometry, None)?;
-        for dtype in [DType::F16, DType::BF16] {
-            let y = conv2d(&x.to_dtype(dtype)?, &weight.to_dtype(dtype)?, None, geometry, None)?;
-            assert_eq!(y.dtype(), dtype);
-            close(&y.to_dtype(DType::F32)?, &exact, 2e-2)?;
+        for (side, i, o, stride) in [(4, 3, 5, 1), (9, 6, 21, 1), (9, 50, 4, 2), (33, 16, 18, 1)] {
+            let (weight, up) = (random(1, &[o, i, 3, 3])?, random(4, &[o, 2])?);
+            let (down, scale) = (Var::from_tensor(&random(3, &[2, i, 3, 3])?)?, random(5, &[2])?);
+            let branch = LowRank { down: &down, up: &up, scale: &scale };
+            let results = |dtype| -> Result<[Tensor; 3]> {
+                let x = Var::from_tensor(&random(0, &[1, side, side, i])?.to_dtype(dtype)?)?;
+                let weight = weight.to_dtype(dtype)?;
+                let y = conv2d(&x, &weight, None, Conv2dGeometry::new(stride, 1), Some(branch))?;
+                assert_eq!(y.dtype(), dtype);
+                let grads = function::backward(&y.sqr()?)?;
+                let gradient = |t: &Var| grads.get(t).expect("a gradient").to_dtype(DType::F32);
+                Ok([y.to_dtype(DType::F32)?, gradient(&x)?, gradient(&down)?])
+            };
+            let exact = results(DType::F32)?;
+            for dtype in [DType::F16, DType::BF16] {
+                for (half, exact) in results(dtype)?.iter().zip(&exact) {
+                    close(half, exact, 2e-2)?;
+                }
+            }
         }
         Ok(())
     }

@@ -1,12 +1,15 @@
 //! Tensors as slices, and the dtypes they come in.
 
-use std::ops::{Deref, Range};
+use std::{
+    borrow::Cow,
+    ops::{Deref, Range},
+};
 
 use candle_core::{CpuStorage, DType, Shape, Storage, StorageRef, Tensor};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 use rayon::prelude::*;
 
-use super::{CHUNK, simd, together};
+use super::{CHUNK, dot, simd, together};
 use crate::error::{Error, Result};
 
 /// Numbers as they are stored; kernels widen them where they are used.
@@ -33,6 +36,24 @@ impl<'a> Numbers<'a> {
             Self::F16(values) => Self::F16(&values[range]),
             Self::Bf16(values) => Self::Bf16(&values[range]),
         }
+    }
+
+    /// The numbers if they are bf16, else none.
+    pub(super) fn bf16(self) -> &'a [bf16] {
+        match self {
+            Self::Bf16(values) => values,
+            _ => &[],
+        }
+    }
+
+    /// The same as f32: no copy if they are.
+    pub fn wide(self) -> Cow<'a, [f32]> {
+        if let Self::F32(values) = self {
+            return Cow::Borrowed(values);
+        }
+        let mut wide = vec![0.0; self.len()];
+        self.widen(&mut wide);
+        Cow::Owned(wide)
     }
 
     /// Writes as many values as there are.
@@ -76,6 +97,15 @@ pub(crate) fn widen(t: &Tensor) -> Result<Tensor> {
         numbers.part(i * CHUNK..i * CHUNK + wide.len()).widen(wide);
     });
     narrow(wide, t.shape(), DType::F32)
+}
+
+/// The tensor as a product with `other` takes it: bf16 with bf16 as it is if the processor multiplies that ([`dot()`]), else
+/// [`widen`]ed.
+pub(crate) fn factor(t: &Tensor, other: &Tensor) -> Result<Tensor> {
+    match (t.dtype(), other.dtype(), dot()) {
+        (DType::BF16, DType::BF16, Some(_)) => Ok(t.contiguous()?),
+        _ => widen(t),
+    }
 }
 
 /// A kernel's result as a tensor of `dtype`; f32 values are moved.

@@ -6,40 +6,39 @@
 
 use std::{cell::RefCell, ops::Range};
 
-use rayon::prelude::*;
-
 use super::{
+    Numbers,
+    dot::{Dot, dot, gemm_pairs},
     mat::{Mat, MatMut, Place, Wide},
+    pairs::PairPanels,
     panels::{LANES, Packed, Panels},
-    products_together,
     simd::{Level, level},
+    tasks::{Piece, ROWS, Threads, in_pieces},
+    tiles::{Tiles, each_tile, line, scatter},
 };
 
-/// The longest part of k: a panel of it stays in the first cache.
-const DEPTH: usize = 320;
-/// Rows that stay in the second cache while panels pass.
-const ROWS: usize = 96;
-/// Columns of a task.
-const COLUMNS: usize = 4 * LANES;
-/// Tasks a thread, so that a thread that was held up is helped.
-const TASKS: usize = 2;
-
-/// Who computes a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The calling thread: for tasks that already run in parallel.
-    One,
-    /// All threads of the pool.
-    All,
-}
-
-/// out = keep · out + scale · a b, where `keep` is 0 or 1.
+/// out = keep · out + scale · a b, where `keep` is 0 or 1. Where both are bf16, by the processor's [`dot()`] if it has one.
 ///
 /// # Panics
 /// If the shapes disagree: a mistake in a kernel, never in data.
 pub(crate) fn gemm(out: MatMut<'_>, keep: bool, a: Mat<'_>, b: Mat<'_>, scale: f32, threads: Threads) {
+    gemm_by(dot(), out, a, b, (keep, scale), threads);
+}
+
+fn gemm_by(
+    dot: Option<Dot>,
+    out: MatMut<'_>,
+    a: Mat<'_>,
+    b: Mat<'_>,
+    (keep, scale): (bool, f32),
+    threads: Threads,
+) {
     assert!(out.rows == a.rows && out.cols == b.cols && a.cols == b.rows, "gemm: shapes disagree");
     let (out, a, b) = if turned(a, b) { (out.t(), b.t(), a.t()) } else { (out, a, b) };
+    if let (Numbers::Bf16(_), Numbers::Bf16(_), Some(dot)) = (a.data, b.data, dot) {
+        let pack = |part, columns, panels: &mut PairPanels| panels.fill(b.part(part, columns));
+        return gemm_pairs(dot, out, a, (keep, scale), threads, pack);
+    }
     gemm_with(out, keep, a, scale, threads, |part, columns, panels| panels.fill(b.part(part, columns)));
 }
 
@@ -65,46 +64,16 @@ pub(crate) fn gemm_with(
     threads: Threads,
     pack: impl Fn(Range<usize>, Range<usize>, &mut Panels) + Sync,
 ) {
-    let (m, k, n) = (out.rows, a.cols, out.cols);
-    assert!(m == a.rows, "gemm: shapes disagree");
-    if m == 0 || n == 0 {
-        return;
-    }
+    assert!(out.rows == a.rows, "gemm: shapes disagree");
     let place = out.place;
-    let task = |panels: &mut Panels, rows: Range<usize>, columns: Range<usize>| {
-        for part in parts(k) {
-            pack(part.clone(), columns.clone(), panels);
-            assert!(panels.packed().n == columns.len(), "gemm: other columns were packed");
-            let keep = keep || part.start > 0;
-            let a = a.part(rows.clone(), part);
-            // SAFETY: tasks have rows and columns of their own, inside of the output.
-            unsafe { multiply(place.at(rows.start, columns.start), keep, a, panels.packed(), scale) };
-        }
-    };
-    let groups = n.div_ceil(COLUMNS);
-    let columns = |group: usize| group * COLUMNS..((group + 1) * COLUMNS).min(n);
-    if threads == Threads::One || products_together(m * n * k) > 1 {
-        let mut panels = Panels::default();
-        (0..groups).for_each(|group| task(&mut panels, 0..m, columns(group)));
-        return;
-    }
-    // Few groups are split by rows too; each part packs for itself.
-    let splits = (TASKS * rayon::current_num_threads()).div_ceil(groups).min(m.div_ceil(ROWS));
-    let each = m.div_ceil(splits);
-    (0..groups * splits).into_par_iter().for_each_init(Panels::default, |panels, i| {
-        let (group, split) = (i % groups, i / groups);
-        let rows = split * each..((split + 1) * each).min(m);
-        if !rows.is_empty() {
-            task(panels, rows, columns(group));
-        }
+    in_pieces((out.rows, a.cols, out.cols), threads, |panels: &mut Panels, Piece { rows, columns, part }| {
+        pack(part.clone(), columns.clone(), panels);
+        assert!(panels.packed().n == columns.len(), "gemm: other columns were packed");
+        let keep = keep || part.start > 0;
+        let a = a.part(rows.clone(), part);
+        // SAFETY: pieces have rows and columns of their own, inside of the output.
+        unsafe { multiply(place.at(rows.start, columns.start), keep, a, panels.packed(), scale) };
     });
-}
-
-/// k in parts of at most [`DEPTH`], alike in length. At least one, so that an empty sum is written too.
-fn parts(k: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = k.div_ceil(DEPTH).max(1);
-    let each = k.div_ceil(count);
-    (0..count).map(move |i| (i * each).min(k)..((i + 1) * each).min(k))
 }
 
 /// out = keep · out + scale · a b on the calling thread, b packed.
@@ -132,7 +101,7 @@ unsafe fn multiply(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32
     assert!(a.cols == b.k, "gemm: shapes disagree");
     let block = match level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => avx512::<12>,
+        Level::Avx512 | Level::Avx512Bf16 => avx512::<12>,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => avx2::<6>,
         Level::Portable => portable::<6>,
@@ -182,135 +151,71 @@ unsafe fn block<const M: usize, const FMA: bool>(
         let width = LANES.min(b.n - i * LANES);
         // SAFETY: the panel's columns lie inside of the output.
         let (panel, out) = (b.panel(i), unsafe { out.at(0, i * LANES) });
-        // SAFETY: promised by the caller.
+        let update = (keep, scale);
+        // SAFETY: the rows of a were checked by `part` and are the output's; the panel has k rows.
         unsafe {
             if width <= LANES / 2 {
                 // Half the columns leave registers for twice the rows.
-                strip::<12, { LANES / 2 }, FMA>(out, keep, a, (panel, width), scale);
+                each_tile::<12>(a.rows, &Strip::<{ LANES / 2 }, FMA> { a, panel, out, width, update });
             } else {
-                strip::<M, LANES, FMA>(out, keep, a, (panel, width), scale);
+                each_tile::<M>(a.rows, &Strip::<LANES, FMA> { a, panel, out, width, update });
             }
         }
     }
 }
 
-/// A block of rows times `width` columns of a panel, M rows at a time.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn strip<const M: usize, const W: usize, const FMA: bool>(
-    out: Place,
-    keep: bool,
-    a: Wide<'_>,
-    (panel, width): (&[f32], usize),
-    scale: f32,
-) {
-    let mut row = 0;
-    while row < a.rows {
-        let left = a.rows - row;
-        // SAFETY: rows `row..row + M` (or fewer) and `width` columns lie inside of the output; the rows of a were
-        // checked by `part`, the panel has k rows.
-        unsafe {
-            let out = out.at(row, 0);
-            let rows = a.data.as_ptr().add(row * a.row_stride);
-            let strides = (a.row_stride, a.col_stride);
-            match left {
-                l if l >= M => tile::<M, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                l if l >= 6 => tile::<6, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                5 => tile::<5, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                4 => tile::<4, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                3 => tile::<3, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                2 => tile::<2, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-                _ => tile::<1, W, FMA>(rows, strides, panel, out, width, (keep, scale)),
-            }
-        }
-        row += if left >= M { M } else { left.min(6) };
-    }
-}
-
-/// M rows times the first W columns of a panel.
-///
-/// # Safety
-/// M rows of `strides` and as many columns as the panel has rows may be read; M rows and `width` columns of `out` written.
-#[inline(always)]
-unsafe fn tile<const M: usize, const W: usize, const FMA: bool>(
-    a: *const f32,
-    (row, col): (usize, usize),
-    panel: &[f32],
+/// A block of rows times the first W columns of a panel, of which `width` are wanted.
+struct Strip<'a, const W: usize, const FMA: bool> {
+    a: Wide<'a>,
+    panel: &'a [f32],
     out: Place,
     width: usize,
-    (keep, scale): (bool, f32),
-) {
-    let mut sums = [[0.0f32; W]; M];
-    for (p, b) in panel.as_chunks::<LANES>().0.iter().enumerate() {
-        let b: [f32; W] = std::array::from_fn(|j| b[j]);
-        #[expect(
-            clippy::needless_range_loop,
-            reason = "an index known to the compiler keeps the sums in registers"
-        )]
+    /// keep and scale.
+    update: (bool, f32),
+}
+
+impl<const W: usize, const FMA: bool> Tiles for Strip<'_, W, FMA> {
+    #[inline(always)]
+    unsafe fn tile<const M: usize>(&self, row: usize) {
+        let (row_stride, col_stride) = (self.a.row_stride, self.a.col_stride);
+        let (keep, scale) = self.update;
+        // SAFETY: promised by the caller.
+        let (a, out) = unsafe { (self.a.data.as_ptr().add(row * row_stride), self.out.at(row, 0)) };
+        let mut sums = [[0.0f32; W]; M];
+        for (p, b) in self.panel.as_chunks::<LANES>().0.iter().enumerate() {
+            let b: [f32; W] = std::array::from_fn(|j| b[j]);
+            #[expect(
+                clippy::needless_range_loop,
+                reason = "an index known to the compiler keeps the sums in registers"
+            )]
+            for r in 0..M {
+                // SAFETY: promised by the caller.
+                let a = unsafe { *a.add(r * row_stride + p * col_stride) };
+                for j in 0..W {
+                    sums[r][j] = if FMA { a.mul_add(b[j], sums[r][j]) } else { a * b[j] + sums[r][j] };
+                }
+            }
+        }
+        if out.col != 1 || self.width != W {
+            let in_memory = sums;
+            // SAFETY: promised by the caller.
+            return unsafe { scatter::<W, FMA>(&in_memory, out, self.width, self.update) };
+        }
+        #[expect(clippy::needless_range_loop, reason = "as above")]
         for r in 0..M {
             // SAFETY: promised by the caller.
-            let a = unsafe { *a.add(r * row + p * col) };
-            for j in 0..W {
-                sums[r][j] = if FMA { a.mul_add(b[j], sums[r][j]) } else { a * b[j] + sums[r][j] };
+            unsafe {
+                let out = out.data.add(r * out.row).cast::<[f32; W]>();
+                let before = if keep { *out } else { [0.0; W] };
+                *out = line::<W, FMA>(before, scale, &sums[r]);
             }
         }
     }
-    if out.col != 1 || width != W {
-        let in_memory = sums;
-        // SAFETY: promised by the caller.
-        return unsafe { scatter::<W, FMA>(&in_memory, out, width, (keep, scale)) };
-    }
-    #[expect(clippy::needless_range_loop, reason = "as above")]
-    for r in 0..M {
-        // SAFETY: promised by the caller.
-        unsafe {
-            let out = out.data.add(r * out.row).cast::<[f32; W]>();
-            let before = if keep { *out } else { [0.0; W] };
-            *out = line::<W, FMA>(before, scale, &sums[r]);
-        }
-    }
-}
-
-/// Sums to where not all of a line goes, or not in one piece.
-///
-/// # Safety
-/// As many rows, and `width` columns, may be written.
-#[inline(always)]
-unsafe fn scatter<const W: usize, const FMA: bool>(
-    sums: &[[f32; W]],
-    out: Place,
-    width: usize,
-    (keep, scale): (bool, f32),
-) {
-    // The rows of a transposed output lie side by side.
-    for j in 0..width {
-        for (r, sums) in sums.iter().enumerate() {
-            // SAFETY: promised by the caller.
-            let out = unsafe { &mut *out.data.add(r * out.row + j * out.col) };
-            *out = scaled::<FMA>(if keep { *out } else { 0.0 }, scale, sums[j]);
-        }
-    }
-}
-
-/// A line at once: with a condition for each number the compiler makes it a number at a time.
-#[inline(always)]
-fn line<const W: usize, const FMA: bool>(before: [f32; W], scale: f32, sums: &[f32; W]) -> [f32; W] {
-    let mut line = [0.0; W];
-    for j in 0..W {
-        line[j] = scaled::<FMA>(before[j], scale, sums[j]);
-    }
-    line
-}
-
-#[inline(always)]
-fn scaled<const FMA: bool>(before: f32, scale: f32, sum: f32) -> f32 {
-    if FMA { scale.mul_add(sum, before) } else { before + scale * sum }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
     use proptest::prelude::*;
 
     use super::*;
@@ -319,6 +224,11 @@ mod tests {
     fn random(i: u64, n: usize) -> Vec<f32> {
         let values = Rng::new(3, Stream::Weights, i).normal(n, &candle_core::Device::Cpu).expect("values");
         values.to_vec1().expect("f32")
+    }
+
+    /// The nearest bf16.
+    fn rounded(values: Vec<f32>) -> Vec<f32> {
+        values.into_iter().map(|value| bf16::from_f32(value).to_f32()).collect()
     }
 
     /// A matrix (rows, cols) in a slice with room around it, straight or as the transpose of one.
@@ -334,12 +244,21 @@ mod tests {
         laid
     }
 
-    fn mat(laid: &[f32], rows: usize, cols: usize, turn: bool) -> Mat<'_> {
-        if turn {
-            Mat::strided(laid, cols, rows, rows + 3).t()
-        } else {
-            Mat::strided(laid, rows, cols, cols + 3)
-        }
+    /// The matrix that [`lay`] laid out; as bf16 if there is room for it.
+    fn mat<'a>(
+        laid: &'a [f32],
+        (rows, cols): (usize, usize),
+        turn: bool,
+        halves: Option<&'a mut Vec<bf16>>,
+    ) -> Mat<'a> {
+        let numbers = match halves {
+            Some(halves) => {
+                halves.extend(laid.iter().map(|value| bf16::from_f32(*value)));
+                Numbers::Bf16(halves)
+            }
+            None => Numbers::F32(laid),
+        };
+        if turn { Mat::of(numbers, cols, rows, rows + 3).t() } else { Mat::of(numbers, rows, cols, cols + 3) }
     }
 
     proptest! {
@@ -348,8 +267,9 @@ mod tests {
         fn any_shape_and_layout(
             (m, k, n) in (1usize..40, prop_oneof![0usize..40, 300usize..700], prop_oneof![1usize..40, 60usize..140]),
             (turn_a, turn_b, turn_out, keep) in any::<(bool, bool, bool, bool)>(),
+            (half_a, half_b) in any::<(bool, bool)>(),
         ) {
-            let (a, b, before) = (random(0, m * k), random(1, k * n), random(2, m * n));
+            let (a, b, before) = (rounded(random(0, m * k)), rounded(random(1, k * n)), random(2, m * n));
             let mut exact = vec![0.0; m * n];
             for i in 0..m {
                 for j in 0..n {
@@ -358,7 +278,11 @@ mod tests {
                 }
             }
             let (laid_a, laid_b) = (lay(&a, m, k, turn_a), lay(&b, k, n, turn_b));
-            for threads in [Threads::One, Threads::All] {
+            let (mut halves_a, mut halves_b) = (Vec::new(), Vec::new());
+            let a = mat(&laid_a, (m, k), turn_a, half_a.then_some(&mut halves_a));
+            let b = mat(&laid_b, (k, n), turn_b, half_b.then_some(&mut halves_b));
+            // Two bf16 by the kernel of pairs too.
+            for (threads, dot) in [(Threads::One, None), (Threads::All, None), (Threads::All, Some(Dot::Emulated))] {
                 let mut out = lay(&before, m, n, turn_out);
                 let untouched = out.clone();
                 let target = if turn_out {
@@ -366,7 +290,7 @@ mod tests {
                 } else {
                     MatMut::strided(&mut out, m, n, n + 3)
                 };
-                gemm(target, keep, mat(&laid_a, m, k, turn_a), mat(&laid_b, k, n, turn_b), 0.5, threads);
+                gemm_by(dot, target, a, b, (keep, 0.5), threads);
                 let found = lay(&exact.iter().map(|v| *v as f32).collect::<Vec<_>>(), m, n, turn_out);
                 for ((out, expected), before) in out.iter().zip(&found).zip(&untouched) {
                     prop_assert!((out - expected).abs() <= 2e-6 * (k as f32).sqrt().max(4.0));
@@ -379,19 +303,28 @@ mod tests {
     /// However a product is cut, each number is the same sum in the same order.
     #[test]
     fn pieces_have_the_same_bits() {
-        let (m, k, n) = (130, 700, 150);
+        let (m, k, n) = (130, 702, 150);
         let (a, b) = (random(0, m * k), random(1, n * k));
-        let product = |rows: Range<usize>, columns: Range<usize>, threads| {
-            let mut out = vec![0.0; rows.len() * columns.len()];
-            let a = Mat::new(&a[rows.start * k..], rows.len(), k);
-            let b = Mat::new(&b[columns.start * k..], columns.len(), k).t();
-            gemm(MatMut::new(&mut out, rows.len(), columns.len()), false, a, b, 1.0, threads);
-            out
-        };
-        let whole = product(0..m, 0..n, Threads::All);
-        assert_eq!(whole, product(0..m, 0..n, Threads::One));
-        for (row, column) in [(0, 0), (7, 3), (129, 149)] {
-            assert_eq!(product(row..row + 1, column..column + 1, Threads::One), [whole[row * n + column]]);
+        let halves = |values: &[f32]| -> Vec<bf16> { values.iter().map(|v| bf16::from_f32(*v)).collect() };
+        let (half_a, half_b) = (halves(&a), halves(&b));
+        for (a, b) in [(Numbers::F32(&a), Numbers::F32(&b)), (Numbers::Bf16(&half_a), Numbers::Bf16(&half_b))]
+        {
+            let product = |rows: Range<usize>, columns: Range<usize>, threads| {
+                let mut out = vec![0.0; rows.len() * columns.len()];
+                let a = Mat::of(a.part(rows.start * k..rows.end * k), rows.len(), k, k);
+                let b = Mat::of(b.part(columns.start * k..columns.end * k), columns.len(), k, k).t();
+                let dot = Some(dot().unwrap_or(Dot::Emulated));
+                gemm_by(dot, MatMut::new(&mut out, rows.len(), columns.len()), a, b, (false, 1.0), threads);
+                out
+            };
+            let whole = product(0..m, 0..n, Threads::All);
+            assert_eq!(whole, product(0..m, 0..n, Threads::One));
+            for (row, column) in [(0, 0), (7, 3), (129, 149)] {
+                assert_eq!(
+                    product(row..row + 1, column..column + 1, Threads::One),
+                    [whole[row * n + column]]
+                );
+            }
         }
     }
 }

@@ -15,9 +15,13 @@ pub(crate) enum Level {
     /// AVX-512 F, VL, DQ and BW.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same and products of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
-/// The best this processor has, or less if `SCUMBLE_SIMD` (`portable` or `avx2`) says so.
+/// The best this processor has, or less if `SCUMBLE_SIMD` (`portable`, `avx2` or `avx512`) says so; `dot` is for
+/// [`dot`](super::dot()).
 pub(crate) fn level() -> Level {
     static LEVEL: OnceLock<Level> = OnceLock::new();
     *LEVEL.get_or_init(|| {
@@ -25,6 +29,8 @@ pub(crate) fn level() -> Level {
             Ok("portable") => Some(Level::Portable),
             #[cfg(target_arch = "x86_64")]
             Ok("avx2") => Some(Level::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Ok("avx512") => Some(Level::Avx512),
             _ => None,
         };
         most.map_or(found(), |most| most.min(found()))
@@ -40,7 +46,10 @@ fn found() -> Level {
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512dq")
         && is_x86_feature_detected!("avx512bw");
-    if wide { Level::Avx512 } else { Level::Avx2 }
+    if !wide {
+        return Level::Avx2;
+    }
+    if is_x86_feature_detected!("avx512bf16") { Level::Avx512Bf16 } else { Level::Avx512 }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
@@ -69,8 +78,10 @@ macro_rules! simd {
                     body::<true>($($arg),*)
                 }
                 match $crate::ops::cpu::level() {
-                    // SAFETY: the processor has every feature the function is compiled for.
-                    $crate::ops::cpu::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    $crate::ops::cpu::Level::Avx512 | $crate::ops::cpu::Level::Avx512Bf16 => {
+                        // SAFETY: the processor has every feature the function is compiled for.
+                        return unsafe { avx512($($arg),*) };
+                    }
                     // SAFETY: as above.
                     $crate::ops::cpu::Level::Avx2 => return unsafe { avx2($($arg),*) },
                     $crate::ops::cpu::Level::Portable => {}

@@ -20,14 +20,14 @@ pub(super) struct Affine<'a> {
 
 /// y (m, out), and z = (x downᵀ) ⊙ s (m, r) if there is a branch.
 pub(super) fn forward(
-    x: &[f32],
+    x: Numbers<'_>,
     m: usize,
     affine: Affine<'_>,
     branch: Option<&BranchValues<'_>>,
 ) -> (Vec<f32>, Vec<f32>) {
     let Affine { inputs, outputs, .. } = affine;
     let mut y = biased(m, outputs, affine.bias);
-    let x = Mat::new(x, m, inputs);
+    let x = Mat::of(x, m, inputs, inputs);
     let weight = Mat::of(affine.weight, outputs, inputs, inputs);
     gemm(MatMut::new(&mut y, m, outputs), affine.bias.is_some(), x, weight.t(), 1.0, Threads::All);
     let Some(BranchValues { down, up, scale }) = branch else {
@@ -54,14 +54,14 @@ pub(in crate::ops) fn biased(m: usize, outputs: usize, bias: Option<&[f32]>) -> 
 
 /// (g up) ⊙ s: the gradient of x downᵀ, (m, r).
 pub(in crate::ops) fn rank_gradient(
-    g: &[f32],
+    g: Numbers<'_>,
     m: usize,
     outputs: usize,
     branch: &BranchValues<'_>,
 ) -> Vec<f32> {
     let rank = branch.scale.len();
     let mut gz = vec![0.0; m * rank];
-    let (g, up) = (Mat::new(g, m, outputs), Mat::new(&branch.up, outputs, rank));
+    let (g, up) = (Mat::of(g, m, outputs, outputs), Mat::new(&branch.up, outputs, rank));
     gemm(MatMut::new(&mut gz, m, rank), false, g, up, 1.0, Threads::All);
     scale_columns(&mut gz, &branch.scale);
     gz
@@ -69,14 +69,14 @@ pub(in crate::ops) fn rank_gradient(
 
 /// g weight + gz down: the gradient of x, (m, in).
 pub(super) fn input_gradient(
-    g: &[f32],
+    g: Numbers<'_>,
     m: usize,
     affine: Affine<'_>,
     branch: Option<(&[f32], &[f32])>,
 ) -> Vec<f32> {
     let Affine { inputs, outputs, weight, .. } = affine;
     let mut gx = vec![0.0; m * inputs];
-    let (g, weight) = (Mat::new(g, m, outputs), Mat::of(weight, outputs, inputs, inputs));
+    let (g, weight) = (Mat::of(g, m, outputs, outputs), Mat::of(weight, outputs, inputs, inputs));
     gemm(MatMut::new(&mut gx, m, inputs), false, g, weight, 1.0, Threads::All);
     if let Some((gz, down)) = branch {
         let rank = down.len() / inputs;
@@ -87,9 +87,9 @@ pub(super) fn input_gradient(
 }
 
 /// aᵀ b for a (m, p) and b (m, q): a weight gradient, (p, q).
-pub(in crate::ops) fn outer(a: &[f32], b: &[f32], (m, p, q): (usize, usize, usize)) -> Vec<f32> {
+pub(in crate::ops) fn outer(a: Numbers<'_>, b: Numbers<'_>, (m, p, q): (usize, usize, usize)) -> Vec<f32> {
     let mut out = vec![0.0; p * q];
-    gemm(MatMut::new(&mut out, p, q), false, Mat::new(a, m, p).t(), Mat::new(b, m, q), 1.0, Threads::All);
+    gemm(MatMut::new(&mut out, p, q), false, Mat::of(a, m, p, p).t(), Mat::of(b, m, q, q), 1.0, Threads::All);
     out
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod reference;
 use candle_core::{D, DType, Tensor};
 
 use self::cpu::Affine;
-use super::cpu::{Stored, Values, narrow, widen};
+use super::cpu::{Numbers, Stored, Values, factor, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
 use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
@@ -78,12 +78,12 @@ fn forward(x: &Tensor, frozen: &Frozen, branch: Option<&Branch>) -> Result<(Tens
         let (y, z) = forward_composed(&rows, &frozen.to_dtype(x.dtype())?, branch)?;
         return Ok((y.reshape(shape)?, z));
     }
-    let (wide, weight) = (widen(x)?, stored(&frozen.weight)?);
+    let (x_stored, weight) = (factor(x, &frozen.weight)?, stored(&frozen.weight)?);
     let bias = frozen.bias.as_ref().map(widen).transpose()?;
     let (weight, bias) = (Stored::of(&weight)?, bias.as_ref().map(Values::of).transpose()?);
     let affine = Affine { weight: weight.numbers(), bias: bias.as_deref(), inputs, outputs };
     let values = branch.map(Branch::values).transpose()?;
-    let (y, z) = cpu::forward(&Values::of(&wide)?, m, affine, values.as_ref());
+    let (y, z) = cpu::forward(Stored::of(&x_stored)?.numbers(), m, affine, values.as_ref());
     let z = branch.map(|b| narrow(z, (m, b.rank()), DType::F32)).transpose()?;
     Ok((narrow(y, shape, x.dtype())?, z))
 }
@@ -106,20 +106,22 @@ fn backward(
         grads.x = grads.x.map(|gx| gx.reshape(x.shape())).transpose()?;
         return Ok(grads);
     }
-    let (g, weight) = (widen(g)?, stored(&frozen.weight)?);
-    let (g, weight) = (Values::of(&g)?, Stored::of(&weight)?);
+    let (g, weight) = (factor(g, &frozen.weight)?, stored(&frozen.weight)?);
+    let (g, weight) = (Stored::of(&g)?, Stored::of(&weight)?);
+    let g = g.numbers();
     let values = branch.map(|(b, _)| b.values()).transpose()?;
-    let gz = values.as_ref().map(|b| cpu::rank_gradient(&g, m, outputs, b));
+    let gz = values.as_ref().map(|b| cpu::rank_gradient(g, m, outputs, b));
     let mut grads = Gradients::default();
     if wanted.x {
         let affine = Affine { weight: weight.numbers(), bias: None, inputs, outputs };
         let low_rank = values.as_ref().zip(gz.as_deref()).map(|(b, gz)| (gz, &*b.down));
-        grads.x = Some(narrow(cpu::input_gradient(&g, m, affine, low_rank), x.shape(), x.dtype())?);
+        grads.x = Some(narrow(cpu::input_gradient(g, m, affine, low_rank), x.shape(), x.dtype())?);
     }
     if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
         let r = branch.rank();
-        let gdown = cpu::outer(&gz, &Values::of(&widen(x)?)?, (m, r, inputs));
-        let gup = cpu::outer(&g, &Values::of(z)?, (m, outputs, r));
+        let x = factor(x, &frozen.weight)?;
+        let gdown = cpu::outer(Numbers::F32(&gz), Stored::of(&x)?.numbers(), (m, r, inputs));
+        let gup = cpu::outer(g, Stored::of(z)?.numbers(), (m, outputs, r));
         grads.down = Some(narrow(gdown, (r, inputs), DType::F32)?);
         grads.up = Some(narrow(gup, (outputs, r), DType::F32)?);
     }
@@ -250,18 +252,26 @@ mod tests {
 
     #[test]
     fn half_precision_activations_with_f32_branches() -> Result<()> {
-        let x = random(0, &[5, 8])?;
-        let (weight, scale) = (random(1, &[6, 8])?, random(5, &[2])?);
-        let down = Var::from_tensor(&random(3, &[2, 8])?)?;
-        let up = Var::from_tensor(&random(4, &[6, 2])?)?;
-        let branch = LowRank { down: &down, up: &up, scale: &scale };
-        let exact = linear(&x, &weight, None, Some(branch))?;
-        for dtype in [DType::F16, DType::BF16] {
-            let y = linear(&x.to_dtype(dtype)?, &weight.to_dtype(dtype)?, None, Some(branch))?;
-            assert_eq!(y.dtype(), dtype);
-            close(&y.to_dtype(DType::F32)?, &exact, 1e-2)?;
-            let grads = function::backward(&y)?;
-            assert_eq!(grads.get(&down).expect("down").dtype(), DType::F32);
+        for (m, inputs, outputs) in [(5, 8, 6), (1, 1, 3), (70, 33, 150), (130, 330, 34)] {
+            let (weight, scale) = (random(1, &[outputs, inputs])?, random(5, &[2])?);
+            let (bias, up) = (random(2, &[outputs])?, random(4, &[outputs, 2])?);
+            let down = Var::from_tensor(&random(3, &[2, inputs])?)?;
+            let branch = LowRank { down: &down, up: &up, scale: &scale };
+            let results = |dtype| -> Result<[Tensor; 3]> {
+                let x = Var::from_tensor(&random(0, &[m, inputs])?.to_dtype(dtype)?)?;
+                let y = linear(&x, &weight.to_dtype(dtype)?, Some(&bias), Some(branch))?;
+                assert_eq!(y.dtype(), dtype);
+                let grads = function::backward(&y.sqr()?)?;
+                assert_eq!(grads.get(&down).expect("down").dtype(), DType::F32);
+                let gradient = |t: &Var| grads.get(t).expect("a gradient").to_dtype(DType::F32);
+                Ok([y.to_dtype(DType::F32)?, gradient(&x)?, gradient(&down)?])
+            };
+            let exact = results(DType::F32)?;
+            for dtype in [DType::F16, DType::BF16] {
+                for (half, exact) in results(dtype)?.iter().zip(&exact) {
+                    close(half, exact, 2e-2)?;
+                }
+            }
         }
         Ok(())
     }
