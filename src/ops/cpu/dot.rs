@@ -12,7 +12,7 @@ use super::{
     pairs::{Pair, PairPanels, PairRows},
     panels::{LANES, Packed},
     tasks::{Piece, ROWS, Threads, in_pieces},
-    tiles::{Tiles, each_tile, line, scatter},
+    tiles::{Tiles, each_tile, scatter},
     vector::{Emulated, Products},
 };
 #[cfg(target_arch = "x86_64")]
@@ -205,13 +205,16 @@ impl<P: Products, const V: usize> Tiles for Strip<'_, P, V> {
                     P::store(sums[r][v], &mut tile[r]);
                 }
                 if out.col != 1 || width != LANES {
-                    scatter::<LANES, true>(&tile, out, width, self.update);
+                    scatter::<LANES, false>(&tile, out, width, self.update);
                     continue;
                 }
                 for r in 0..M {
                     let out = out.data.add(r * out.row).cast::<[f32; LANES]>();
-                    let before = if keep { *out } else { [0.0; LANES] };
-                    *out = line::<LANES, true>(before, scale, &tile[r]);
+                    let mut line = if keep { *out } else { [0.0; LANES] };
+                    for j in 0..LANES {
+                        line[j] += scale * tile[r][j];
+                    }
+                    *out = line;
                 }
             }
         }

@@ -4,6 +4,7 @@
 //! they are used; products of bf16 by bf16 take both as they are where the processor multiplies them.
 
 mod dot;
+mod floats;
 mod mat;
 pub(crate) mod math;
 mod numbers;

@@ -4,17 +4,18 @@
 //! a time. The rows of the other are read where they lie, a number broadcast at a time. Each output is the sum over k
 //! in order, in parts that depend on k alone: however a product is cut into tasks or pieces, its bits are the same.
 
-use std::{cell::RefCell, ops::Range};
+use std::{cell::RefCell, marker::PhantomData, ops::Range};
 
 use super::{
     Numbers,
     dot::{Dot, dot, gemm_pairs},
+    floats::{Baseline, Floats},
     mat::{Mat, MatMut, Place, Wide},
     pairs::PairPanels,
     panels::{LANES, Packed, Panels},
     simd::{Level, level},
     tasks::{Piece, ROWS, Threads, in_pieces},
-    tiles::{Tiles, each_tile, line, scatter},
+    tiles::{Tiles, each_tile, scatter},
 };
 
 /// out = keep · out + scale · a b, where `keep` is 0 or 1. Where both are bf16, by the processor's [`dot()`] if it has one.
@@ -101,113 +102,145 @@ unsafe fn multiply(out: Place, keep: bool, a: Mat<'_>, b: Packed<'_>, scale: f32
     assert!(a.cols == b.k, "gemm: shapes disagree");
     let block = match level() {
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => avx512::<12>,
+        Level::Avx512 | Level::Avx512Bf16 => avx512,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => avx2::<6>,
-        Level::Portable => portable::<6>,
+        Level::Avx2 => avx2,
+        Level::Portable => portable,
     };
     ROOM.with_borrow_mut(|room| {
         for first in (0..a.rows).step_by(ROWS) {
             let rows = a.rows(first..(first + ROWS).min(a.rows)).widened(room);
             // SAFETY: `level` found the features; `part` checked that the rows lie inside of a.
-            unsafe { block(out.at(first, 0), keep, rows, b, scale) };
+            unsafe { block(out.at(first, 0), rows, b, (keep, scale)) };
         }
     });
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
-unsafe fn avx512<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
-    // SAFETY: promised by the caller.
-    unsafe { block::<M, true>(out, keep, a, b, scale) }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn avx2<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
-    // SAFETY: promised by the caller.
-    unsafe { block::<M, true>(out, keep, a, b, scale) }
-}
-
-unsafe fn portable<const M: usize>(out: Place, keep: bool, a: Wide<'_>, b: Packed<'_>, scale: f32) {
-    // Every AArch64 processor multiplies and adds in one.
-    // SAFETY: promised by the caller.
-    unsafe { block::<M, { cfg!(target_arch = "aarch64") }>(out, keep, a, b, scale) }
-}
-
-/// A block of rows times all panels, M rows at a time.
+/// A block of rows times all panels. Few columns leave registers for more rows.
 ///
 /// # Safety
-/// As [`multiply`].
-#[inline(always)]
-unsafe fn block<const M: usize, const FMA: bool>(
-    out: Place,
-    keep: bool,
-    a: Wide<'_>,
-    b: Packed<'_>,
-    scale: f32,
-) {
-    for i in 0..b.n.div_ceil(LANES) {
-        let width = LANES.min(b.n - i * LANES);
-        // SAFETY: the panel's columns lie inside of the output.
-        let (panel, out) = (b.panel(i), unsafe { out.at(0, i * LANES) });
-        let update = (keep, scale);
-        // SAFETY: the rows of a were checked by `part` and are the output's; the panel has k rows.
+/// As [`multiply`], and the processor has the features.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512vl,avx512dq,avx512bw,avx2,fma")]
+unsafe fn avx512(out: Place, a: Wide<'_>, b: Packed<'_>, update: (bool, f32)) {
+    use std::arch::x86_64::{__m256, __m512};
+    for first in (0..b.n).step_by(2 * LANES) {
+        let strip = Strip { out, a, b, columns: first..(first + 2 * LANES).min(b.n), update };
+        // SAFETY: promised by the caller.
         unsafe {
-            if width <= LANES / 2 {
-                // Half the columns leave registers for twice the rows.
-                each_tile::<12>(a.rows, &Strip::<{ LANES / 2 }, FMA> { a, panel, out, width, update });
-            } else {
-                each_tile::<M>(a.rows, &Strip::<LANES, FMA> { a, panel, out, width, update });
+            match strip.columns.len() {
+                0..=8 => each_tile::<12>(a.rows, &strip.of::<__m256, 1>()),
+                9..=16 => each_tile::<12>(a.rows, &strip.of::<__m512, 1>()),
+                _ => each_tile::<12>(a.rows, &strip.of::<__m512, 2>()),
             }
         }
     }
 }
 
-/// A block of rows times the first W columns of a panel, of which `width` are wanted.
-struct Strip<'a, const W: usize, const FMA: bool> {
-    a: Wide<'a>,
-    panel: &'a [f32],
+/// # Safety
+/// As [`avx512`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2(out: Place, a: Wide<'_>, b: Packed<'_>, update: (bool, f32)) {
+    use std::arch::x86_64::__m256;
+    for first in (0..b.n).step_by(LANES) {
+        let strip = Strip { out, a, b, columns: first..(first + LANES).min(b.n), update };
+        // SAFETY: promised by the caller.
+        unsafe {
+            match strip.columns.len() {
+                0..=8 => each_tile::<12>(a.rows, &strip.of::<__m256, 1>()),
+                _ => each_tile::<6>(a.rows, &strip.of::<__m256, 2>()),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// As [`multiply`].
+unsafe fn portable(out: Place, a: Wide<'_>, b: Packed<'_>, update: (bool, f32)) {
+    for first in (0..b.n).step_by(LANES) {
+        let strip = Strip { out, a, b, columns: first..(first + LANES).min(b.n), update };
+        // SAFETY: promised by the caller.
+        unsafe { each_tile::<6>(a.rows, &strip.of::<Baseline, { LANES / Baseline::LANES }>()) };
+    }
+}
+
+/// A block of rows times some columns.
+struct Strip<'a> {
     out: Place,
-    width: usize,
+    a: Wide<'a>,
+    b: Packed<'a>,
+    columns: Range<usize>,
     /// keep and scale.
     update: (bool, f32),
 }
 
-impl<const W: usize, const FMA: bool> Tiles for Strip<'_, W, FMA> {
+/// The same by N vectors.
+struct Vectors<'a, V, const N: usize> {
+    strip: &'a Strip<'a>,
+    /// Where their columns begin; the next row is [`LANES`] further.
+    lines: [*const f32; N],
+    by: PhantomData<V>,
+}
+
+impl Strip<'_> {
+    /// # Panics
+    /// If the vectors reach past the panels.
     #[inline(always)]
+    fn of<V: Floats, const N: usize>(&self) -> Vectors<'_, V, N> {
+        let line = |i: usize| {
+            let column = self.columns.start + i * V::LANES;
+            // A panel is empty where k is.
+            self.b.panel(column / LANES).get(column % LANES..).unwrap_or_default().as_ptr()
+        };
+        Vectors { strip: self, lines: std::array::from_fn(line), by: PhantomData }
+    }
+}
+
+impl<V: Floats, const N: usize> Tiles for Vectors<'_, V, N> {
+    #[inline(always)]
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "indices known to the compiler keep the sums in registers"
+    )]
     unsafe fn tile<const M: usize>(&self, row: usize) {
-        let (row_stride, col_stride) = (self.a.row_stride, self.a.col_stride);
-        let (keep, scale) = self.update;
-        // SAFETY: promised by the caller.
-        let (a, out) = unsafe { (self.a.data.as_ptr().add(row * row_stride), self.out.at(row, 0)) };
-        let mut sums = [[0.0f32; W]; M];
-        for (p, b) in self.panel.as_chunks::<LANES>().0.iter().enumerate() {
-            let b: [f32; W] = std::array::from_fn(|j| b[j]);
-            #[expect(
-                clippy::needless_range_loop,
-                reason = "an index known to the compiler keeps the sums in registers"
-            )]
-            for r in 0..M {
-                // SAFETY: promised by the caller.
-                let a = unsafe { *a.add(r * row_stride + p * col_stride) };
-                for j in 0..W {
-                    sums[r][j] = if FMA { a.mul_add(b[j], sums[r][j]) } else { a * b[j] + sums[r][j] };
+        let Strip { a, b, out, ref columns, update: (keep, scale) } = *self.strip;
+        // SAFETY: the rows of a were checked by `part` and are the output's; a panel has k rows of `LANES`.
+        unsafe {
+            let (from, out) = (a.data.as_ptr().add(row * a.row_stride), out.at(row, columns.start));
+            let mut sums = [[V::splat(0.0); N]; M];
+            for p in 0..b.k {
+                let mut line = [V::splat(0.0); N];
+                for n in 0..N {
+                    line[n] = V::load(self.lines[n].add(p * LANES));
+                }
+                for r in 0..M {
+                    let a = V::splat(*from.add(r * a.row_stride + p * a.col_stride));
+                    for n in 0..N {
+                        sums[r][n] = sums[r][n].plus(a, line[n]);
+                    }
                 }
             }
-        }
-        if out.col != 1 || self.width != W {
-            let in_memory = sums;
-            // SAFETY: promised by the caller.
-            return unsafe { scatter::<W, FMA>(&in_memory, out, self.width, self.update) };
-        }
-        #[expect(clippy::needless_range_loop, reason = "as above")]
-        for r in 0..M {
-            // SAFETY: promised by the caller.
-            unsafe {
-                let out = out.data.add(r * out.row).cast::<[f32; W]>();
-                let before = if keep { *out } else { [0.0; W] };
-                *out = line::<W, FMA>(before, scale, &sums[r]);
+            if out.col != 1 || columns.len() != N * V::LANES {
+                let mut tile = [[0.0; 2 * LANES]; M];
+                for r in 0..M {
+                    for n in 0..N {
+                        sums[r][n].store(tile[r].as_mut_ptr().add(n * V::LANES));
+                    }
+                }
+                let (width, update) = (columns.len(), (keep, scale));
+                return match V::FUSED {
+                    true => scatter::<{ 2 * LANES }, true>(&tile, out, width, update),
+                    false => scatter::<{ 2 * LANES }, false>(&tile, out, width, update),
+                };
+            }
+            let scale = V::splat(scale);
+            for r in 0..M {
+                for n in 0..N {
+                    let out = out.data.add(r * out.row + n * V::LANES);
+                    let before = if keep { V::load(out) } else { V::splat(0.0) };
+                    before.plus(scale, sums[r][n]).store(out);
+                }
             }
         }
     }
@@ -314,7 +347,7 @@ mod tests {
                 let a = Mat::of(a.part(rows.start * k..rows.end * k), rows.len(), k, k);
                 let b = Mat::of(b.part(columns.start * k..columns.end * k), columns.len(), k, k).t();
                 let dot = Some(dot().unwrap_or(Dot::Emulated));
-                gemm_by(dot, MatMut::new(&mut out, rows.len(), columns.len()), a, b, (false, 1.0), threads);
+                gemm_by(dot, MatMut::new(&mut out, rows.len(), columns.len()), a, b, (false, 0.7), threads);
                 out
             };
             let whole = product(0..m, 0..n, Threads::All);

@@ -12,7 +12,7 @@ const DEPTH: usize = 320;
 pub(super) const ROWS: usize = 96;
 /// Columns of a task.
 const COLUMNS: usize = 4 * LANES;
-/// Tasks a thread, so that a thread that was held up is helped.
+/// Tasks a thread at least, so that a thread that was held up is helped.
 const TASKS: usize = 2;
 
 /// Who computes a product.
@@ -55,7 +55,7 @@ pub(super) fn in_pieces<P: Default>(
         return;
     }
     // Few groups are split by rows too; each part packs for itself.
-    let splits = (TASKS * rayon::current_num_threads()).div_ceil(groups).min(m.div_ceil(ROWS));
+    let splits = splits(groups, m.div_ceil(ROWS));
     let each = m.div_ceil(splits);
     (0..groups * splits).into_par_iter().for_each_init(P::default, |panels, i| {
         let (group, split) = (i % groups, i / groups);
@@ -64,6 +64,18 @@ pub(super) fn in_pieces<P: Default>(
             task(panels, rows, columns(group));
         }
     });
+}
+
+/// Into how many parts of rows `groups` of columns are cut, `most` at most: several tasks a thread, and so that no thread
+/// waits long for the last.
+fn splits(groups: usize, most: usize) -> usize {
+    let threads = rayon::current_num_threads();
+    let enough = |splits: &usize| {
+        let tasks = groups * splits;
+        let rounds = tasks.div_ceil(threads);
+        tasks >= TASKS * threads && 10 * (rounds * threads - tasks) <= rounds * threads
+    };
+    (1..=most).find(enough).unwrap_or(most)
 }
 
 /// k in parts of at most [`DEPTH`], alike in length, each from an even number on: pairs are not cut. At least one, so that

@@ -34,12 +34,12 @@ pub(super) unsafe fn each_tile<const M: usize>(rows: usize, tiles: &impl Tiles) 
     }
 }
 
-/// Sums to where not all of a line goes, or not in one piece.
+/// Sums to where not all of a line goes, or not in one piece; multiplied and added in one (`FUSED`) as whole lines are.
 ///
 /// # Safety
 /// As many rows, and `width` columns, may be written.
 #[inline(always)]
-pub(super) unsafe fn scatter<const W: usize, const FMA: bool>(
+pub(super) unsafe fn scatter<const W: usize, const FUSED: bool>(
     sums: &[[f32; W]],
     out: Place,
     width: usize,
@@ -50,26 +50,8 @@ pub(super) unsafe fn scatter<const W: usize, const FMA: bool>(
         for (r, sums) in sums.iter().enumerate() {
             // SAFETY: promised by the caller.
             let out = unsafe { &mut *out.data.add(r * out.row + j * out.col) };
-            *out = scaled::<FMA>(if keep { *out } else { 0.0 }, scale, sums[j]);
+            let before = if keep { *out } else { 0.0 };
+            *out = if FUSED { scale.mul_add(sums[j], before) } else { before + scale * sums[j] };
         }
     }
-}
-
-/// A line at once: with a condition for each number the compiler makes it a number at a time.
-#[inline(always)]
-pub(super) fn line<const W: usize, const FMA: bool>(
-    before: [f32; W],
-    scale: f32,
-    sums: &[f32; W],
-) -> [f32; W] {
-    let mut line = [0.0; W];
-    for j in 0..W {
-        line[j] = scaled::<FMA>(before[j], scale, sums[j]);
-    }
-    line
-}
-
-#[inline(always)]
-fn scaled<const FMA: bool>(before: f32, scale: f32, sum: f32) -> f32 {
-    if FMA { scale.mul_add(sum, before) } else { before + scale * sum }
 }
