@@ -1,7 +1,8 @@
 //! The number formats a safetensors file may hold, and how each is brought into a tensor.
 
 use candle_core::{DType, Device, Tensor};
-use half::f16;
+use half::{bf16, f16, vec::HalfBitsVecExt};
+use rayon::prelude::*;
 
 use crate::error::{Error, Result};
 
@@ -121,10 +122,33 @@ impl StoredDtype {
                 shape,
                 cpu,
             )?,
+            Self::F32 => Tensor::from_vec(copied(bytes, f32::from_le_bytes), shape, cpu)?,
+            Self::F16 => {
+                Tensor::from_vec(copied(bytes, u16::from_le_bytes).reinterpret_into::<f16>(), shape, cpu)?
+            }
+            Self::Bf16 => {
+                Tensor::from_vec(copied(bytes, u16::from_le_bytes).reinterpret_into::<bf16>(), shape, cpu)?
+            }
             _ => Tensor::from_raw_buffer(bytes, self.tensor_dtype(), shape, cpu)?,
         };
         Ok(tensor)
     }
+}
+
+/// Numbers of N bytes, copied by all threads: a checkpoint is gigabytes, and each page of the copy is new.
+fn copied<T: Copy + Default + Send, const N: usize>(
+    bytes: &[u8],
+    number: impl Fn([u8; N]) -> T + Sync,
+) -> Vec<T> {
+    /// Numbers a task copies.
+    const CHUNK: usize = 1 << 18;
+    let (numbers, _) = bytes.as_chunks::<N>();
+    let mut values = vec![T::default(); numbers.len()];
+    let chunks = values.par_chunks_mut(CHUNK).zip(numbers.par_chunks(CHUNK));
+    chunks.for_each(|(values, numbers)| {
+        values.iter_mut().zip(numbers).for_each(|(value, bytes)| *value = number(*bytes));
+    });
+    values
 }
 
 /// F8 E4M3 (finite, "FN"): exponent bias 7, no infinity, `0x7f` and `0xff` are NaN.
