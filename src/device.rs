@@ -38,10 +38,10 @@ impl DeviceChoice {
     }
 }
 
-/// What a program that computes does first, before it has threads.
+/// What a program that computes does first, before it has threads; it also wants [`Heap`](crate::heap::Heap) as its
+/// allocator.
 ///
-/// Freed memory is kept for the next tensor: getting it afresh and cleared from the system for every tensor takes a tenth
-/// of a training step (only glibc listens). And candle's own arithmetic stays on one thread, unless `CANDLE_NUM_THREADS`
+/// Freed memory is kept for the next tensor. And candle's own arithmetic stays on one thread, unless `CANDLE_NUM_THREADS`
 /// says otherwise: its threads wait for each other by spinning, which is slow wherever something else runs too, and what
 /// takes time is computed by our own kernels.
 pub fn prepare_process() {
@@ -49,20 +49,7 @@ pub fn prepare_process() {
         // SAFETY: there are no other threads yet that could read the environment.
         unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
     }
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        /// The largest glibc takes: larger blocks come from the system each time.
-        const LARGEST: libc::c_int = 32 << 20;
-        /// Freed memory at the end of the heap that is kept.
-        const KEPT: libc::c_int = 1 << 30;
-        // SAFETY: these calls set numbers in the allocator, before there are other threads.
-        unsafe {
-            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST);
-            libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT);
-            // One heap for all threads: what a worker frees, the next layer gets.
-            libc::mallopt(libc::M_ARENA_MAX, 1);
-        }
-    }
+    crate::heap::keep_what_is_freed();
 }
 
 fn unavailable(what: &str, feature: &str, source: &candle_core::Error) -> Error {

@@ -5,6 +5,7 @@
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod heap;
 pub mod progress;
 pub mod random;
 

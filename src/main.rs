@@ -2,6 +2,9 @@
 
 use std::process::ExitCode;
 
+#[global_allocator]
+static HEAP: scumble::heap::Heap = scumble::heap::Heap;
+
 fn main() -> ExitCode {
     scumble::cli::main()
 }

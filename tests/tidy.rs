@@ -9,6 +9,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("files", &[]),
     ("device", &[]),
+    ("heap", &[]),
     ("random", &[]),
     ("progress", &[]),
     ("ops", &[]),
@@ -42,7 +43,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
 ];
-const LEVEL_1: &[&str] = &["error", "files", "device", "random", "progress", "Error", "Result"];
+const LEVEL_1: &[&str] = &["error", "files", "device", "heap", "random", "progress", "Error", "Result"];
 /// Lines of code before a file's tests.
 const FILE_CAP: usize = 500;
 

@@ -5,6 +5,9 @@
 
 use scumble_gui::App;
 
+#[global_allocator]
+static HEAP: scumble::heap::Heap = scumble::heap::Heap;
+
 fn main() -> eframe::Result {
     scumble::device::prepare_process();
     let viewport = eframe::egui::ViewportBuilder::default()
