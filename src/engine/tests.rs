@@ -175,9 +175,13 @@ fn training_pauses_goes_on_and_draws_on_the_way() -> Result<()> {
     let training = Training { config: config.clone(), previews };
     let job = engine.submit(Command::Train(Box::new(training.clone())))?;
     let mut seen = Vec::new();
-    while !seen.iter().any(|e| matches!(e, Event::Loss { step: 2, .. })) {
-        seen.extend(engine.poll());
+    while !seen.iter().any(|e: &Event| matches!(e, Event::Loss { step: 2, .. }) || e.ends() == Some(job)) {
+        match engine.poll() {
+            Some(event) => seen.push(event),
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
     }
+    assert!(seen.iter().all(|e| e.ends().is_none()), "{seen:?}");
     engine.cancel(job);
     seen.extend(events(&mut engine, &[job]));
     assert!(seen.iter().any(|e| matches!(e, Event::Adapter { resumable: true, .. })), "{seen:?}");
