@@ -110,8 +110,12 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
 /// The gradients of Σ grad · output.
 ///
 /// # Errors
-/// If a backward fails, or the shapes differ.
+/// If a backward fails, or the shapes or dtypes differ.
 pub fn backward_from(output: &Tensor, grad: &Tensor) -> Result<GradStore> {
+    if output.shape() != grad.shape() || output.dtype() != grad.dtype() {
+        let (found, expected) = ((grad.dtype(), grad.shape()), (output.dtype(), output.shape()));
+        return Err(Error::invalid(format!("a gradient is {found:?}, its output {expected:?}")));
+    }
     let mut walk = Walk::default();
     walk.add(output, grad.detach())?;
     // The node made last has no consumers left: they were all made after it.
