@@ -191,6 +191,7 @@ impl SafetensorsFile {
             return Err(Error::file(&self.path, format!("tensor `{name}` is missing")));
         };
         let decoded = entry.dtype.decode(bytes, &entry.shape);
+        self.bytes.let_go(&entry.range);
         decoded.map_err(|e| Error::file(&self.path, format!("tensor `{name}`: {e}")))
     }
 }
@@ -203,6 +204,24 @@ impl fmt::Debug for SafetensorsFile {
 }
 
 impl Bytes {
+    /// Gives mapped pages back that were just copied from, so that a model is not counted twice. Reading them again brings
+    /// them back.
+    #[cfg(unix)]
+    fn let_go(&self, range: &Range<usize>) {
+        use memmap2::UncheckedAdvice;
+        /// Less is not worth a call.
+        const LARGE: usize = 1 << 20;
+        if let Self::Mapped(map) = self
+            && range.len() >= LARGE
+        {
+            // SAFETY: nothing writes to the mapping, so what the file says comes back. A refusal changes nothing.
+            unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) }.ok();
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn let_go(&self, _: &Range<usize>) {}
+
     fn as_slice(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
