@@ -57,19 +57,14 @@ impl Queue {
     pub fn push(&self, command: Command) -> Option<Queued> {
         let mut state = self.lock();
         let job = Job { id: JobId(state.last + 1), command, cancel: CancelToken::default() };
-        let mut dropped = Vec::new();
-        if job.is_replaceable() {
-            state.waiting.retain(|waiting| {
-                let keep = !waiting.is_replaceable();
-                if !keep {
-                    dropped.push(waiting.id);
-                }
-                keep
-            });
-            state.running.iter().filter(|r| r.replaceable).for_each(|r| r.cancel.cancel());
-        }
-        if state.closed || state.waiting.len() >= LONGEST {
+        let replaced = |waiting: &Job| job.is_replaceable() && waiting.is_replaceable();
+        let dropped: Vec<JobId> = state.waiting.iter().filter(|w| replaced(w)).map(|w| w.id).collect();
+        if state.closed || state.waiting.len() - dropped.len() >= LONGEST {
             return None;
+        }
+        if job.is_replaceable() {
+            state.waiting.retain(|waiting| !waiting.is_replaceable());
+            state.running.iter().filter(|r| r.replaceable).for_each(|r| r.cancel.cancel());
         }
         state.last += 1;
         let id = job.id;
