@@ -110,7 +110,8 @@ fn fused_equals_live() -> Result<()> {
     fuse::unfuse(&mut pipeline.parts())?;
     pipeline.text.forget();
     let (error, change) = (relative(&live, &fused)?, relative(&live, &base)?);
-    assert!(error < 1e-5 && change > 0.01, "they differ by {error:e}, from the base by {change:e}");
+    // Two orders of summation, through two steps with guidance.
+    assert!(error < 3e-5 && change > 0.01, "they differ by {error:e}, from the base by {change:e}");
     assert_eq!(relative(&draw(&mut pipeline)?, &base)?, 0.0);
     Ok(())
 }
