@@ -4,10 +4,7 @@ use candle_core::Tensor;
 
 use crate::{
     error::Result,
-    ops::{
-        checkpoint::Tape,
-        function::{self, Output},
-    },
+    ops::{checkpoint::Tape, function},
 };
 
 /// `block(inputs)`, on the tape if there is one. Gradients are the same bit for bit either way: without a tape, too,
@@ -24,13 +21,8 @@ pub fn checkpointed<const N: usize>(
         // The tape hands over as many tensors as it was given.
         Some(tape) => tape.checkpoint(&inputs, move |t| block(std::array::from_fn(|i| &t[i]))),
         None => {
-            let inputs = inputs.into_iter().map(own_node).collect::<Result<Vec<_>>>()?;
+            let inputs = inputs.into_iter().map(function::grouped).collect::<Result<Vec<_>>>()?;
             block(std::array::from_fn(|i| &inputs[i]))
         }
     }
-}
-
-/// The same values under a node of their own in the graph.
-fn own_node(x: &Tensor) -> Result<Tensor> {
-    function::apply(Output::Shared(x.clone()), [x], |_, g| Ok(vec![Some(g.clone())]))
 }

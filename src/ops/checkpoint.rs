@@ -1,11 +1,11 @@
 //! Gradient checkpointing (<https://arxiv.org/abs/1604.06174>): a block's activations are dropped after the forward
 //! pass and computed again in the backward pass.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 
-use super::function::{self, Output};
+use super::function::{self, Output, lock};
 use crate::error::Result;
 
 /// Runs blocks without keeping their activations, and finds the gradients of everything inside them.
@@ -92,10 +92,6 @@ fn recompute(
     let input_grads = leaves.iter().map(|leaf| leaf.as_ref().and_then(|leaf| grads.remove(leaf))).collect();
     lock(found).extend(grads)?;
     Ok(input_grads)
-}
-
-fn lock(found: &Mutex<GradStore>) -> MutexGuard<'_, GradStore> {
-    found.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -77,12 +77,8 @@ pub fn apply_with_output(
         return Ok(output.into_tensor());
     }
     let output = own(output, inputs)?;
-    let record = Arc::new(Record {
-        number: NODES.fetch_add(1, Ordering::Relaxed),
-        inputs: inputs.iter().map(|t| (*t).clone()).collect(),
-        output: OnceLock::new(),
-        backward: Box::new(backward),
-    });
+    let inputs = inputs.iter().map(|t| (*t).clone()).collect();
+    let record = Record::new(Source::Op { inputs, backward: Box::new(backward) });
     let recorded = Arc::clone(&record);
     let anchor = anchor(&output)?;
     let output = moved(&output, &anchor, move |output, grad| {
@@ -95,8 +91,27 @@ pub fn apply_with_output(
             None => candle_core::bail!("gradients of this op are found by scumble::ops::backward"),
         })
     })?;
-    lock(&RECORDS).insert(*record.output.get_or_init(|| output.id()), Arc::downgrade(&record));
+    record.stands_for(&output);
     Ok(output)
+}
+
+/// The same tensor for a group of its users: what they send back is added up before it meets what other users send.
+///
+/// # Errors
+/// As [`apply`].
+pub fn grouped(t: &Tensor) -> Result<Tensor> {
+    if !needs_grad(&[t]) {
+        return Ok(t.detach());
+    }
+    let Some(node) = record_of(t) else {
+        return apply(Output::Shared(t.clone()), [t], |_, g| Ok(vec![Some(g.clone())]));
+    };
+    // The same memory under another name.
+    let view = t.reshape(t.shape())?;
+    let group = Record::new(Source::Group(Arc::downgrade(&node)));
+    group.stands_for(&view);
+    lock(&node.groups).push(group);
+    Ok(view)
 }
 
 /// The gradients of `loss` (of its sum, if it has several elements) with respect to the variables it depends on.
@@ -120,9 +135,19 @@ pub fn backward_from(output: &Tensor, grad: &Tensor) -> Result<GradStore> {
     walk.add(output, grad.detach())?;
     // The node made last has no consumers left: they were all made after it.
     while let Some((_, Arrived { record, output, grad })) = walk.waiting.pop_last() {
-        for (input, grad) in record.inputs.iter().zip(record.gradients(&output, &grad)?) {
-            if let Some(grad) = grad {
-                walk.add(input, grad)?;
+        match &record.source {
+            Source::Op { inputs, backward } => {
+                for (input, grad) in inputs.iter().zip(gradients(inputs, backward, &output, &grad)?) {
+                    if let Some(grad) = grad {
+                        walk.add(input, grad)?;
+                    }
+                }
+            }
+            Source::Group(node) => {
+                // The node holds its groups, so it lives.
+                if let Some(record) = node.upgrade() {
+                    walk.arrive(Arrived { record, output, grad })?;
+                }
             }
         }
     }
@@ -151,8 +176,7 @@ impl Walk {
             self.found.insert(t, grad);
             return Ok(());
         }
-        let record = lock(&RECORDS).get(&t.id()).and_then(Weak::upgrade);
-        match record {
+        match record_of(t) {
             Some(record) => self.arrive(Arrived { record, output: t.detach(), grad }),
             None => self.through_candle(t, grad),
         }
@@ -187,13 +211,22 @@ struct Arrived {
     grad: Tensor,
 }
 
-/// What a node needs in the backward pass.
+/// A node in the backward pass.
 struct Record {
     /// Nodes are numbered as they are made: inputs have smaller numbers.
     number: u64,
-    inputs: Vec<Tensor>,
+    source: Source,
     output: OnceLock<TensorId>,
-    backward: Box<Backward>,
+    /// Of this node's users.
+    groups: Mutex<Vec<Arc<Record>>>,
+}
+
+/// Where a node's gradient goes.
+enum Source {
+    /// Through a written backward.
+    Op { inputs: Vec<Tensor>, backward: Box<Backward> },
+    /// On, in one piece.
+    Group(Weak<Record>),
 }
 
 static NODES: AtomicU64 = AtomicU64::new(0);
@@ -208,7 +241,12 @@ thread_local! {
     static ANCHORS: RefCell<HashMap<DeviceLocation, Var>> = RefCell::new(HashMap::new());
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn record_of(t: &Tensor) -> Option<Arc<Record>> {
+    lock(&RECORDS).get(&t.id()).and_then(Weak::upgrade)
+}
+
+/// A panic elsewhere leaves nothing half done under these locks.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -223,27 +261,36 @@ fn anchor(like: &Tensor) -> Result<Var> {
 }
 
 impl Record {
-    fn gradients(&self, output: &Tensor, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        let detached: Vec<Tensor> = self.inputs.iter().map(Tensor::detach).collect();
-        let grads = (self.backward)(&detached, output, &grad.contiguous()?)?;
-        if grads.len() != detached.len() {
-            let (found, expected) = (grads.len(), detached.len());
-            return Err(Error::invalid(format!(
-                "a backward returned {found} gradients for {expected} inputs"
-            )));
-        }
-        for (grad, input) in grads.iter().zip(&detached) {
-            if let Some(g) =
-                grad.as_ref().filter(|g| g.shape() != input.shape() || g.dtype() != input.dtype())
-            {
-                let (found, expected) = ((g.dtype(), g.shape()), (input.dtype(), input.shape()));
-                return Err(Error::invalid(format!(
-                    "a backward returned {found:?} for an input {expected:?}"
-                )));
-            }
-        }
-        Ok(grads)
+    fn new(source: Source) -> Arc<Self> {
+        let number = NODES.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Self { number, source, output: OnceLock::new(), groups: Mutex::default() })
     }
+
+    /// From now on this is the tensor's node.
+    fn stands_for(self: &Arc<Self>, output: &Tensor) {
+        lock(&RECORDS).insert(*self.output.get_or_init(|| output.id()), Arc::downgrade(self));
+    }
+}
+
+fn gradients(
+    inputs: &[Tensor],
+    backward: &Backward,
+    output: &Tensor,
+    grad: &Tensor,
+) -> Result<Vec<Option<Tensor>>> {
+    let detached: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
+    let grads = backward(&detached, output, &grad.contiguous()?)?;
+    if grads.len() != detached.len() {
+        let (found, expected) = (grads.len(), detached.len());
+        return Err(Error::invalid(format!("a backward returned {found} gradients for {expected} inputs")));
+    }
+    for (grad, input) in grads.iter().zip(&detached) {
+        if let Some(g) = grad.as_ref().filter(|g| g.shape() != input.shape() || g.dtype() != input.dtype()) {
+            let (found, expected) = ((g.dtype(), g.shape()), (input.dtype(), input.shape()));
+            return Err(Error::invalid(format!("a backward returned {found:?} for an input {expected:?}")));
+        }
+    }
+    Ok(grads)
 }
 
 impl Drop for Record {
@@ -410,6 +457,23 @@ mod tests {
         assert_eq!(y.to_vec1::<f32>()?, [12.0, 30.0, 240.0]);
         let grads = backward(&y.sum_all()?)?;
         assert_eq!(grads.get(&x).expect("a gradient").to_vec1::<f32>()?, [21.0, -33.0, 93.0]);
+        Ok(())
+    }
+
+    /// 1e8 + 1 is 1e8 in f32: which parts meet first can be told.
+    #[test]
+    fn a_groups_parts_are_added_up_first() -> Result<()> {
+        let times = |x: &Tensor, by: f64| {
+            apply(Output::Fresh((x.detach() * by)?), [x], move |_, g| Ok(vec![Some((g * by)?)]))
+        };
+        let x = Var::new(&[1f32], &Device::Cpu)?;
+        for (node, total) in [(tripled(&x)?, 3.0), (x.as_tensor().clone(), 1.0)] {
+            let group = grouped(&node)?;
+            assert_eq!(group.to_vec1::<f32>()?, node.to_vec1::<f32>()?);
+            let parts = [times(&group, -1e8)?, times(&group, 1e8)?, times(&node, 1.0)?];
+            let loss = parts.iter().try_fold(Tensor::new(&[0f32], &Device::Cpu)?, |sum, part| sum + part)?;
+            assert_eq!(backward(&loss)?.get(&x).expect("a gradient").to_vec1::<f32>()?, [total]);
+        }
         Ok(())
     }
 
