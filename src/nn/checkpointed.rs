@@ -21,7 +21,8 @@ pub fn checkpointed<const N: usize>(
         // The tape hands over as many tensors as it was given.
         Some(tape) => tape.checkpoint(&inputs, move |t| block(std::array::from_fn(|i| &t[i]))),
         None => {
-            let inputs = inputs.into_iter().map(function::grouped).collect::<Result<Vec<_>>>()?;
+            let inputs =
+                inputs.into_iter().map(|t| function::view(t, t.shape())).collect::<Result<Vec<_>>>()?;
             block(std::array::from_fn(|i| &inputs[i]))
         }
     }

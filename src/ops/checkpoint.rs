@@ -48,8 +48,8 @@ impl Tape {
         let found = Arc::clone(&self.found);
         let with_anchor: Vec<&Tensor> = inputs.iter().copied().chain([self.anchor.as_tensor()]).collect();
         // Shared: `f` may return something it holds.
-        function::apply_with_output(Output::Shared(output), &with_anchor, move |inputs, _, grad| {
-            let mut grads = recompute(&found, &inputs[..tracked.len()], &tracked, grad, &f)?;
+        function::apply(Output::Shared(output), &with_anchor, move |grad| {
+            let mut grads = recompute(&found, &detached, &tracked, grad, &f)?;
             grads.push(None);
             Ok(grads)
         })

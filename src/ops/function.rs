@@ -44,45 +44,32 @@ impl Output {
     }
 }
 
-/// The written backward of a node: (inputs, output, gradient of the output) → one gradient or `None` per input.
-///
-/// All are detached; the gradient is contiguous.
-type Backward = dyn Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
+/// The written backward of a node: gradient of the output, contiguous → one gradient or `None` per input.
+type Backward = dyn Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync;
 
 /// Makes `output` a node with `inputs` and `backward`, or returns it plain if no input needs a gradient.
 ///
 /// `backward` returns one entry per input: `None` skips the work for an input that is not tracked; for a tracked
-/// input it means zero. Each gradient has its input's shape and dtype.
+/// input it means zero. Each gradient has its input's shape and dtype. The node keeps no input alive: what `backward`
+/// reads it captures, [detached](Tensor::detach).
 ///
 /// # Errors
 /// If the output cannot be copied.
-pub fn apply<const N: usize>(
-    output: Output,
-    inputs: [&Tensor; N],
-    backward: impl Fn(&[Tensor], &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
-) -> Result<Tensor> {
-    apply_with_output(output, &inputs, move |t, _, g| backward(t, g))
-}
-
-/// The same for a backward that also reads the output.
-///
-/// # Errors
-/// As [`apply`].
-pub fn apply_with_output(
+pub fn apply(
     output: Output,
     inputs: &[&Tensor],
-    backward: impl Fn(&[Tensor], &Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+    backward: impl Fn(&Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     if !needs_grad(inputs) {
         return Ok(output.into_tensor());
     }
     let output = own(output, inputs)?;
-    let inputs = inputs.iter().map(|t| (*t).clone()).collect();
+    let inputs = inputs.iter().map(|t| Input::of(t)).collect();
     let record = Record::new(Source::Op { inputs, backward: Box::new(backward) });
     let recorded = Arc::clone(&record);
     let anchor = anchor(&output)?;
-    let output = moved(&output, &anchor, move |output, grad| {
-        let arrived = Arrived { record: Arc::clone(&recorded), output: output.detach(), grad: grad.detach() };
+    let output = moved(&output, &anchor, move |grad| {
+        let arrived = Arrived { record: Arc::clone(&recorded), grad: grad.detach() };
         ARRIVED.with_borrow_mut(|lists| match lists.last_mut() {
             Some(list) => {
                 list.push(arrived);
@@ -95,22 +82,46 @@ pub fn apply_with_output(
     Ok(output)
 }
 
-/// The same tensor for a group of its users: what they send back is added up before it meets what other users send.
+/// The same for a backward that also reads the output.
 ///
 /// # Errors
 /// As [`apply`].
-pub fn grouped(t: &Tensor) -> Result<Tensor> {
-    if !needs_grad(&[t]) {
-        return Ok(t.detach());
+pub fn apply_with_output(
+    output: Output,
+    inputs: &[&Tensor],
+    backward: impl Fn(&Tensor, &Tensor) -> Result<Vec<Option<Tensor>>> + Send + Sync + 'static,
+) -> Result<Tensor> {
+    let kept = Arc::new(OnceLock::new());
+    let value = Arc::clone(&kept);
+    let output = apply(output, inputs, move |g| match value.get() {
+        Some(output) => backward(output, g),
+        None => Err(Error::invalid("a backward ran before its forward pass had ended")),
+    })?;
+    if output.track_op() {
+        kept.get_or_init(|| output.detach());
     }
-    let Some(node) = record_of(t) else {
-        return apply(Output::Shared(t.clone()), [t], |_, g| Ok(vec![Some(g.clone())]));
+    Ok(output)
+}
+
+/// The same values in another shape, without a copy, as a node: what users of the view send back is added up before it
+/// meets what other users of the tensor send.
+///
+/// # Errors
+/// If the shape holds another number of values.
+pub fn view(t: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    if !needs_grad(&[t]) {
+        return Ok(t.detach().reshape(shape)?);
+    }
+    let (Some(node), true) = (record_of(t), t.is_contiguous()) else {
+        let from = t.shape().clone();
+        let value = Output::Shared(t.reshape(shape)?);
+        return apply(value, &[t], move |g| Ok(vec![Some(g.reshape(&from)?)]));
     };
-    // The same memory under another name.
-    let view = t.reshape(t.shape())?;
-    let group = Record::new(Source::Group(Arc::downgrade(&node)));
-    group.stands_for(&view);
-    lock(&node.groups).push(group);
+    let view = t.reshape(shape)?;
+    let record = Record::new(Source::View { of: Arc::downgrade(&node), shape: t.shape().clone() });
+    record.stands_for(&view);
+    lock(&node.views).push(record);
     Ok(view)
 }
 
@@ -132,21 +143,21 @@ pub fn backward_from(output: &Tensor, grad: &Tensor) -> Result<GradStore> {
         return Err(Error::invalid(format!("a gradient is {found:?}, its output {expected:?}")));
     }
     let mut walk = Walk::default();
-    walk.add(output, grad.detach())?;
+    walk.add(&Origin::of(output), grad.detach())?;
     // The node made last has no consumers left: they were all made after it.
-    while let Some((_, Arrived { record, output, grad })) = walk.waiting.pop_last() {
+    while let Some((_, Arrived { record, grad })) = walk.waiting.pop_last() {
         match &record.source {
             Source::Op { inputs, backward } => {
-                for (input, grad) in inputs.iter().zip(gradients(inputs, backward, &output, &grad)?) {
+                for (input, grad) in inputs.iter().zip(gradients(inputs, backward, &grad)?) {
                     if let Some(grad) = grad {
-                        walk.add(input, grad)?;
+                        walk.add(&input.origin, grad)?;
                     }
                 }
             }
-            Source::Group(node) => {
-                // The node holds its groups, so it lives.
-                if let Some(record) = node.upgrade() {
-                    walk.arrive(Arrived { record, output, grad })?;
+            Source::View { of, shape } => {
+                // Who has the view has what it is a view of.
+                if let Some(record) = of.upgrade() {
+                    walk.arrive(Arrived { record, grad: grad.reshape(shape)? })?;
                 }
             }
         }
@@ -164,21 +175,19 @@ struct Walk {
 
 impl Walk {
     /// Takes a part of a tensor's gradient to where it belongs.
-    fn add(&mut self, t: &Tensor, grad: Tensor) -> Result<()> {
-        if !t.track_op() {
-            return Ok(());
-        }
-        if t.is_variable() {
-            let grad = match self.found.remove(t) {
-                Some(sum) => combine::sum(&sum, &grad)?,
-                None => grad,
-            };
-            self.found.insert(t, grad);
-            return Ok(());
-        }
-        match record_of(t) {
-            Some(record) => self.arrive(Arrived { record, output: t.detach(), grad }),
-            None => self.through_candle(t, grad),
+    fn add(&mut self, to: &Origin, grad: Tensor) -> Result<()> {
+        match to {
+            Origin::Constant => Ok(()),
+            Origin::Variable(var) => {
+                let grad = match self.found.remove(var) {
+                    Some(sum) => combine::sum(&sum, &grad)?,
+                    None => grad,
+                };
+                self.found.insert(var, grad);
+                Ok(())
+            }
+            Origin::Node { record, .. } => self.arrive(Arrived { record: Arc::clone(record), grad }),
+            Origin::Candle(t) => self.through_candle(t, grad),
         }
     }
 
@@ -194,7 +203,7 @@ impl Walk {
     fn through_candle(&mut self, t: &Tensor, grad: Tensor) -> Result<()> {
         let zero = Tensor::zeros((), t.dtype(), t.device())?;
         // A scalar whose gradient with respect to t is `grad`.
-        let seed = moved(&zero, t, move |_, _| Ok(Some(grad.clone())))?;
+        let seed = moved(&zero, t, move |_| Ok(Some(grad.clone())))?;
         ARRIVED.with_borrow_mut(|lists| lists.push(Vec::new()));
         #[expect(clippy::disallowed_methods, reason = "ends at our nodes, where this walk goes on")]
         let found = seed.backward();
@@ -207,7 +216,6 @@ impl Walk {
 /// A gradient that reached a node.
 struct Arrived {
     record: Arc<Record>,
-    output: Tensor,
     grad: Tensor,
 }
 
@@ -217,16 +225,57 @@ struct Record {
     number: u64,
     source: Source,
     output: OnceLock<TensorId>,
-    /// Of this node's users.
-    groups: Mutex<Vec<Arc<Record>>>,
+    /// Of this node's output.
+    views: Mutex<Vec<Arc<Record>>>,
 }
 
 /// Where a node's gradient goes.
 enum Source {
     /// Through a written backward.
-    Op { inputs: Vec<Tensor>, backward: Box<Backward> },
-    /// On, in one piece.
-    Group(Weak<Record>),
+    Op { inputs: Vec<Input>, backward: Box<Backward> },
+    /// On, in one piece, in another shape.
+    View { of: Weak<Record>, shape: Shape },
+}
+
+/// What a node remembers of an input: not its values.
+struct Input {
+    shape: Shape,
+    dtype: DType,
+    origin: Origin,
+}
+
+impl Input {
+    fn of(t: &Tensor) -> Self {
+        Self { shape: t.shape().clone(), dtype: t.dtype(), origin: Origin::of(t) }
+    }
+}
+
+/// Where a tensor comes from.
+enum Origin {
+    /// Nothing that gets a gradient.
+    Constant,
+    Variable(Tensor),
+    /// A node. A view alone does not keep what it is a view of.
+    Node {
+        record: Arc<Record>,
+        _below: Vec<Arc<Record>>,
+    },
+    /// One of candle's ops.
+    Candle(Tensor),
+}
+
+impl Origin {
+    fn of(t: &Tensor) -> Self {
+        if !t.track_op() {
+            return Self::Constant;
+        }
+        if t.is_variable() {
+            return Self::Variable(t.clone());
+        }
+        let Some(record) = record_of(t) else { return Self::Candle(t.clone()) };
+        let below = std::iter::successors(record.viewed(), |below| below.viewed()).collect();
+        Self::Node { record, _below: below }
+    }
 }
 
 static NODES: AtomicU64 = AtomicU64::new(0);
@@ -263,7 +312,15 @@ fn anchor(like: &Tensor) -> Result<Var> {
 impl Record {
     fn new(source: Source) -> Arc<Self> {
         let number = NODES.fetch_add(1, Ordering::Relaxed);
-        Arc::new(Self { number, source, output: OnceLock::new(), groups: Mutex::default() })
+        Arc::new(Self { number, source, output: OnceLock::new(), views: Mutex::default() })
+    }
+
+    /// The node this is a view of.
+    fn viewed(&self) -> Option<Arc<Self>> {
+        match &self.source {
+            Source::Op { .. } => None,
+            Source::View { of, .. } => of.upgrade(),
+        }
     }
 
     /// From now on this is the tensor's node.
@@ -272,21 +329,15 @@ impl Record {
     }
 }
 
-fn gradients(
-    inputs: &[Tensor],
-    backward: &Backward,
-    output: &Tensor,
-    grad: &Tensor,
-) -> Result<Vec<Option<Tensor>>> {
-    let detached: Vec<Tensor> = inputs.iter().map(Tensor::detach).collect();
-    let grads = backward(&detached, output, &grad.contiguous()?)?;
-    if grads.len() != detached.len() {
-        let (found, expected) = (grads.len(), detached.len());
+fn gradients(inputs: &[Input], backward: &Backward, grad: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let grads = backward(&grad.contiguous()?)?;
+    if grads.len() != inputs.len() {
+        let (found, expected) = (grads.len(), inputs.len());
         return Err(Error::invalid(format!("a backward returned {found} gradients for {expected} inputs")));
     }
-    for (grad, input) in grads.iter().zip(&detached) {
-        if let Some(g) = grad.as_ref().filter(|g| g.shape() != input.shape() || g.dtype() != input.dtype()) {
-            let (found, expected) = ((g.dtype(), g.shape()), (input.dtype(), input.shape()));
+    for (grad, input) in grads.iter().zip(inputs) {
+        if let Some(g) = grad.as_ref().filter(|g| *g.shape() != input.shape || g.dtype() != input.dtype) {
+            let (found, expected) = ((g.dtype(), g.shape()), (input.dtype, &input.shape));
             return Err(Error::invalid(format!("a backward returned {found:?} for an input {expected:?}")));
         }
     }
@@ -386,11 +437,12 @@ impl InplaceOp1 for Slot {
     }
 }
 
-/// The memory of `value`, which is left empty, as the output of an op on `input`, with a backward in candle's graph: (output, its gradient) → the input's.
+/// The memory of `value`, which is left empty, as the output of an op on `input`, with a backward in candle's graph: from
+/// its gradient to the input's.
 fn moved(
     value: &Tensor,
     input: &Tensor,
-    backward: impl Fn(&Tensor, &Tensor) -> CandleResult<Option<Tensor>> + Send + Sync + 'static,
+    backward: impl Fn(&Tensor) -> CandleResult<Option<Tensor>> + Send + Sync + 'static,
 ) -> Result<Tensor> {
     let node =
         Node { shape: value.shape().clone(), value: Slot::steal(value)?, backward: Box::new(backward) };
@@ -402,7 +454,7 @@ struct Node {
     shape: Shape,
     value: Slot,
     #[expect(clippy::type_complexity, reason = "used once")]
-    backward: Box<dyn Fn(&Tensor, &Tensor) -> CandleResult<Option<Tensor>> + Send + Sync>,
+    backward: Box<dyn Fn(&Tensor) -> CandleResult<Option<Tensor>> + Send + Sync>,
 }
 
 impl CustomOp1 for Node {
@@ -431,8 +483,8 @@ impl CustomOp1 for Node {
         }
     }
 
-    fn bwd(&self, _: &Tensor, output: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
-        (self.backward)(output, grad)
+    fn bwd(&self, _: &Tensor, _: &Tensor, grad: &Tensor) -> CandleResult<Option<Tensor>> {
+        (self.backward)(grad)
     }
 }
 
@@ -447,7 +499,7 @@ mod tests {
     use super::*;
 
     fn tripled(x: &Tensor) -> Result<Tensor> {
-        apply(Output::Fresh((x.detach() * 3.0)?), [x], |_, g| Ok(vec![Some((g * 3.0)?)]))
+        apply(Output::Fresh((x.detach() * 3.0)?), &[x], |g| Ok(vec![Some((g * 3.0)?)]))
     }
 
     #[test]
@@ -462,16 +514,17 @@ mod tests {
 
     /// 1e8 + 1 is 1e8 in f32: which parts meet first can be told.
     #[test]
-    fn a_groups_parts_are_added_up_first() -> Result<()> {
+    fn what_reaches_a_view_is_added_up_first() -> Result<()> {
         let times = |x: &Tensor, by: f64| {
-            apply(Output::Fresh((x.detach() * by)?), [x], move |_, g| Ok(vec![Some((g * by)?)]))
+            apply(Output::Fresh((x.detach() * by)?), &[x], move |g| Ok(vec![Some((g * by)?)]))
         };
         let x = Var::new(&[1f32], &Device::Cpu)?;
         for (node, total) in [(tripled(&x)?, 3.0), (x.as_tensor().clone(), 1.0)] {
-            let group = grouped(&node)?;
-            assert_eq!(group.to_vec1::<f32>()?, node.to_vec1::<f32>()?);
-            let parts = [times(&group, -1e8)?, times(&group, 1e8)?, times(&node, 1.0)?];
+            let seen = view(&view(&node, (1, 1))?, 1)?;
+            assert_eq!(seen.to_vec1::<f32>()?, node.to_vec1::<f32>()?);
+            let parts = [times(&seen, -1e8)?, times(&seen, 1e8)?, times(&node, 1.0)?];
             let loss = parts.iter().try_fold(Tensor::new(&[0f32], &Device::Cpu)?, |sum, part| sum + part)?;
+            drop((node, seen, parts));
             assert_eq!(backward(&loss)?.get(&x).expect("a gradient").to_vec1::<f32>()?, [total]);
         }
         Ok(())
@@ -493,11 +546,11 @@ mod tests {
     fn shared_outputs_are_copied() -> Result<()> {
         let x = Var::new(&[1f32, 2.0, 3.0, 4.0], &Device::Cpu)?;
         let other = Tensor::new(&[9f32, 8.0], &Device::Cpu)?;
-        let pass = |_: &[Tensor], g: &Tensor| Ok(vec![Some(g.flatten_all()?)]);
-        let view = apply(Output::Fresh(x.reshape((2, 2))?), [&x], pass)?;
-        let same = apply(Output::Fresh(x.as_tensor().clone()), [&x], pass)?;
-        let shared = apply(Output::Shared(other.clone()), [&x], |_, _| Ok(vec![None]))?;
-        let part = apply(Output::Fresh(other.narrow(0, 1, 1)?), [&x], |_, _| Ok(vec![None]))?;
+        let pass = |g: &Tensor| Ok(vec![Some(g.flatten_all()?)]);
+        let view = apply(Output::Fresh(x.reshape((2, 2))?), &[&x], pass)?;
+        let same = apply(Output::Fresh(x.as_tensor().clone()), &[&x], pass)?;
+        let shared = apply(Output::Shared(other.clone()), &[&x], |_| Ok(vec![None]))?;
+        let part = apply(Output::Fresh(other.narrow(0, 1, 1)?), &[&x], |_| Ok(vec![None]))?;
         assert_eq!(x.to_vec1::<f32>()?, [1.0, 2.0, 3.0, 4.0]);
         assert_eq!(other.to_vec1::<f32>()?, [9.0, 8.0]);
         assert_eq!(shared.to_vec1::<f32>()?, [9.0, 8.0]);
@@ -512,7 +565,7 @@ mod tests {
     fn missing_gradients_are_none_and_wrong_ones_are_errors() -> Result<()> {
         let x = Var::new(&[1f32, 2.0], &Device::Cpu)?;
         let node = (x.as_tensor() * 2.0)?;
-        let y = apply(Output::Fresh(node.detach().copy()?), [&node], |_, _| Ok(vec![None]))?;
+        let y = apply(Output::Fresh(node.detach().copy()?), &[&node], |_| Ok(vec![None]))?;
         assert!(backward(&y)?.get(&x).is_none());
         #[expect(clippy::disallowed_methods, reason = "must fail, not lose gradients")]
         let by_candle = tripled(&x)?.sum_all()?.backward();
@@ -520,7 +573,7 @@ mod tests {
         let bad: [fn() -> Vec<Option<Tensor>>; 2] =
             [Vec::new, || vec![Tensor::zeros(3, DType::F32, &Device::Cpu).ok()]];
         for bad in bad {
-            let y = apply(Output::Fresh(node.detach().copy()?), [&node], move |_, _| Ok(bad()))?;
+            let y = apply(Output::Fresh(node.detach().copy()?), &[&node], move |_| Ok(bad()))?;
             assert!(backward(&y).is_err());
         }
         Ok(())

@@ -1,6 +1,6 @@
 //! The low-rank branches linear layers and convolutions carry.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Shape, Tensor};
 
 use super::cpu::Values;
 use crate::error::Result;
@@ -96,9 +96,24 @@ pub(super) struct Gradients {
 
 impl Gradients {
     /// One per input, in the inputs' dtypes.
-    pub fn for_inputs(self, inputs: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    pub fn in_dtypes(self, inputs: &[DType]) -> Result<Vec<Option<Tensor>>> {
         let grads = [self.x, self.down, self.up].into_iter().zip(inputs);
-        Ok(grads.map(|(g, t)| g.map(|g| g.to_dtype(t.dtype())).transpose()).collect::<Result<_, _>>()?)
+        Ok(grads.map(|(g, dtype)| g.map(|g| g.to_dtype(*dtype)).transpose()).collect::<Result<_, _>>()?)
+    }
+}
+
+/// What the backward pass needs of a layer's input.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub shape: Shape,
+    pub dtype: DType,
+    /// Its values, where a branch is trained: the frozen part's gradient does not depend on them.
+    pub values: Option<Tensor>,
+}
+
+impl Kept {
+    pub fn of(x: &Tensor, wanted: Wanted) -> Self {
+        Self { shape: x.shape().clone(), dtype: x.dtype(), values: wanted.branch.then(|| x.detach()) }
     }
 }
 

@@ -26,7 +26,7 @@ pub use attention::{Mask, attention};
 pub use checkpoint::Tape;
 pub use combine::{add, add_per_picture, concat_channels};
 pub use conv2d::{Conv2dGeometry, conv2d};
-pub use function::backward;
+pub use function::{backward, view};
 pub use group_norm::group_norm;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

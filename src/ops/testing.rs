@@ -26,6 +26,27 @@ pub(crate) fn close(a: &Tensor, b: &Tensor, tolerance: f64) -> Result<()> {
     Ok(())
 }
 
+/// Checks `op` on `x` in f16 and bf16 against f32: its value, which has the dtype of `x`, and the gradients of `x` and of
+/// `branch`, which stays f32.
+pub(crate) fn check_half(x: &Tensor, branch: &Var, op: impl Fn(&Tensor) -> Result<Tensor>) -> Result<()> {
+    let results = |dtype| -> Result<[Tensor; 3]> {
+        let x = Var::from_tensor(&x.to_dtype(dtype)?)?;
+        let y = op(&x)?;
+        let grads = backward(&y.sqr()?)?;
+        let gradient = |t: &Var| grads.get(t).expect("a gradient").clone();
+        let (gx, gbranch) = (gradient(&x), gradient(branch));
+        assert_eq!([y.dtype(), gx.dtype(), gbranch.dtype()], [dtype, dtype, DType::F32]);
+        Ok([y.to_dtype(DType::F32)?, gx.to_dtype(DType::F32)?, gbranch])
+    };
+    let exact = results(DType::F32)?;
+    for dtype in [DType::F16, DType::BF16] {
+        for (half, exact) in results(dtype)?.iter().zip(&exact) {
+            close(half, exact, 2e-2)?;
+        }
+    }
+    Ok(())
+}
+
 type Op<'a> = &'a dyn Fn(&[Tensor]) -> Result<Tensor>;
 
 /// Checks `op` against `reference` on contiguous and transposed-in-memory inputs, its gradients also against finite

@@ -67,11 +67,11 @@ impl Transformer {
     pub fn forward(&self, x: &Tensor, context: &Tensor, cancel: &CancelToken) -> Result<Tensor> {
         let (b, h, w, c) = x.dims4()?;
         let y = self.proj_in.forward(&self.norm.forward(x)?)?;
-        let mut y = y.reshape((b, h * w, c))?; // b n c
+        let mut y = ops::view(&y, (b, h * w, c))?; // b n c
         for block in &self.blocks {
             y = block.forward(&y, context, cancel)?;
         }
-        let y = self.proj_out.forward(&y.reshape((b, h, w, c))?)?;
+        let y = self.proj_out.forward(&ops::view(&y, (b, h, w, c))?)?;
         ops::add(&y, x)
     }
 }

@@ -47,8 +47,9 @@ pub fn geglu(x: &Tensor) -> Result<Tensor> {
     if width == 0 || width % 2 != 0 {
         return Err(Error::invalid(format!("geglu expects an even, non-zero last dimension, got {width}")));
     }
-    let value = geglu_forward(&x.detach())?;
-    function::apply(Output::Fresh(value), [x], |t, g| Ok(vec![Some(geglu_backward(&t[0], g)?)]))
+    let kept = x.detach();
+    let value = geglu_forward(&kept)?;
+    function::apply(Output::Fresh(value), &[x], move |g| Ok(vec![Some(geglu_backward(&kept, g)?)]))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +60,9 @@ enum Pointwise {
 }
 
 fn pointwise(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
-    let value = forward(kind, &x.detach())?;
-    function::apply(Output::Fresh(value), [x], move |t, g| Ok(vec![Some(backward(kind, &t[0], g)?)]))
+    let kept = x.detach();
+    let value = forward(kind, &kept)?;
+    function::apply(Output::Fresh(value), &[x], move |g| Ok(vec![Some(backward(kind, &kept, g)?)]))
 }
 
 fn forward(kind: Pointwise, x: &Tensor) -> Result<Tensor> {

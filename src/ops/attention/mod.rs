@@ -57,30 +57,32 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     if q.device().is_cpu() {
         return on_cpu(q, k, v, sizes);
     }
-    let value = forward_composed(&[q.detach(), k.detach(), v.detach()], sizes, COMPOSED_SCORES)?;
-    function::apply(Output::Fresh(value), [q, k, v], move |t, g| {
+    let kept = [q.detach(), k.detach(), v.detach()];
+    let value = forward_composed(&kept, sizes, COMPOSED_SCORES)?;
+    function::apply(Output::Fresh(value), &[q, k, v], move |g| {
         flops::count(BACKWARD_PRODUCTS * product);
-        Ok(backward_composed(t, sizes, g, COMPOSED_SCORES)?.into_iter().map(Some).collect())
+        Ok(backward_composed(&kept, sizes, g, COMPOSED_SCORES)?.into_iter().map(Some).collect())
     })
 }
 
 fn on_cpu(q: &Tensor, k: &Tensor, v: &Tensor, sizes: Sizes) -> Result<Tensor> {
+    let kept = [q.detach(), k.detach(), v.detach()];
     let (value, totals) = {
-        let (wide_q, wide_k, wide_v) = (widen(&q.detach())?, widen(&k.detach())?, widen(&v.detach())?);
+        let (wide_q, wide_k, wide_v) = (widen(&kept[0])?, widen(&kept[1])?, widen(&kept[2])?);
         let (q_values, k_values, v_values) =
             (Values::of(&wide_q)?, Values::of(&wide_k)?, Values::of(&wide_v)?);
         let (out, totals) = cpu::forward(Operands { q: &q_values, k: &k_values, v: &v_values }, sizes);
         (narrow(out, q.shape(), q.dtype())?, totals)
     };
     let product = value.elem_count() * sizes.m;
-    function::apply_with_output(Output::Fresh(value), &[q, k, v], move |t, out, g| {
+    function::apply_with_output(Output::Fresh(value), &[q, k, v], move |out, g| {
         flops::count(BACKWARD_PRODUCTS * product);
-        let (q, k, v) = (widen(&t[0])?, widen(&t[1])?, widen(&t[2])?);
+        let (q, k, v) = (widen(&kept[0])?, widen(&kept[1])?, widen(&kept[2])?);
         let (q, k, v) = (Values::of(&q)?, Values::of(&k)?, Values::of(&v)?);
         let (out, g) = (widen(out)?, widen(g)?);
         let found = Found { out: &Values::of(&out)?, totals: &totals, g: &Values::of(&g)? };
         let grads = cpu::backward(Operands { q: &q, k: &k, v: &v }, sizes, found);
-        grads.into_iter().zip(t).map(|(g, t)| Ok(Some(narrow(g, t.shape(), t.dtype())?))).collect()
+        grads.into_iter().zip(&kept).map(|(g, t)| Ok(Some(narrow(g, t.shape(), t.dtype())?))).collect()
     })
 }
 

@@ -18,7 +18,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         return Err(disagree("add", a, b));
     }
     let sum = sum(&a.detach(), &b.detach())?;
-    function::apply(Output::Fresh(sum), [a, b], |_, g| Ok(vec![Some(g.clone()), Some(g.clone())]))
+    function::apply(Output::Fresh(sum), &[a, b], |g| Ok(vec![Some(g.clone()), Some(g.clone())]))
 }
 
 /// The same of tensors outside of any graph, which agree.
@@ -49,10 +49,9 @@ pub fn add_per_picture(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     } else {
         reference::add_per_picture(&x.detach(), &t.detach())?
     };
-    let tracked = t.track_op();
-    function::apply(Output::Fresh(sum), [x, t], move |inputs, g| {
-        let over_pixels =
-            || -> Result<Tensor> { Ok(g.to_dtype(DType::F32)?.sum((1, 2))?.to_dtype(inputs[1].dtype())?) };
+    let (tracked, dtype) = (t.track_op(), t.dtype());
+    function::apply(Output::Fresh(sum), &[x, t], move |g| {
+        let over_pixels = || -> Result<Tensor> { Ok(g.to_dtype(DType::F32)?.sum((1, 2))?.to_dtype(dtype)?) };
         Ok(vec![Some(g.clone()), tracked.then(over_pixels).transpose()?])
     })
 }
@@ -79,7 +78,7 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     } else {
         reference::concat_channels(&a.detach(), &b.detach())?
     };
-    function::apply(Output::Fresh(joined), [a, b], move |_, g| {
+    function::apply(Output::Fresh(joined), &[a, b], move |g| {
         let part = |from, count| -> Result<_> { Ok(Some(g.narrow(3, from, count)?.contiguous()?)) };
         Ok(vec![part(0, c)?, part(c, d)?])
     })

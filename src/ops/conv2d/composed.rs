@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use super::Sizes;
 use crate::{
     error::Result,
-    ops::low_rank::{Branch, Frozen, Gradients, Wanted},
+    ops::low_rank::{Branch, Frozen, Gradients},
 };
 
 /// y (b, h', w', o) and z = conv(x, down) ⊙ s (b h' w', r).
@@ -37,14 +37,14 @@ pub(super) fn forward(
 
 /// The gradients that are wanted, for g (b, h', w', o).
 pub(super) fn backward(
-    x: &Tensor,
+    x: Option<&Tensor>,
     g: &Tensor,
     weight: &Tensor,
     branch: Option<(&Branch, &Tensor)>,
-    (s, wanted): (Sizes, Wanted),
+    (s, wants_x): (Sizes, bool),
 ) -> Result<Gradients> {
     let mut grads = Gradients::default();
-    if wanted.x {
+    if wants_x {
         grads.x = Some(input_gradient(g, weight, s)?);
     }
     if let Some((Branch { down, up, scale }, z)) = branch {
@@ -54,7 +54,7 @@ pub(super) fn backward(
             let gz = gz.reshape((s.b, s.out_h, s.out_w, ()))?;
             grads.x = Some((gx + input_gradient(&gz, down, s)?)?);
         }
-        if wanted.branch {
+        if let Some(x) = x {
             grads.down = Some(down_gradient(x, &gz, s)?);
             grads.up = Some(rows.t()?.matmul(z)?);
         }

@@ -10,7 +10,7 @@ use candle_core::{DType, Tensor};
 use super::cpu::{Numbers, Stored, Values, factor, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
-use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
+use super::low_rank::{Branch, Frozen, Gradients, Kept, LowRank, Wanted, compute_dtype, stored};
 use crate::error::{Error, Result};
 
 /// Stride and zero padding of a convolution.
@@ -57,18 +57,18 @@ pub fn conv2d(
     let frozen = Frozen { weight: weight.clone(), bias: bias.cloned() };
     let Some(LowRank { down, up, scale }) = branches else {
         let (y, _) = forward(&x.detach(), &frozen, None, s)?;
-        return function::apply(Output::Fresh(y), [x], move |t, g| {
-            let wanted = Wanted { x: true, branch: false };
-            backward(&t[0], g, &frozen, None, (s, wanted))?.for_inputs(t)
+        let wanted = Wanted { x: true, branch: false };
+        let kept = Kept::of(x, wanted);
+        return function::apply(Output::Fresh(y), &[x], move |g| {
+            backward(&kept, g, &frozen, None, (s, wanted))?.in_dtypes(&[kept.dtype])
         });
     };
     let wanted = Wanted { x: x.track_op(), branch: down.track_op() || up.track_op() };
     let branch = Branch::new(LowRank { down, up, scale }, compute_dtype(x))?;
     let (y, z) = forward(&x.detach(), &frozen, Some(&branch), s)?;
-    let scale = scale.clone();
-    function::apply(Output::Fresh(y), [x, down, up], move |t, g| {
-        let branch = Branch::new(LowRank { down: &t[1], up: &t[2], scale: &scale }, compute_dtype(&t[0]))?;
-        backward(&t[0], g, &frozen, z.as_ref().map(|z| (&branch, z)), (s, wanted))?.for_inputs(t)
+    let (kept, dtypes) = (Kept::of(x, wanted), [x.dtype(), down.dtype(), up.dtype()]);
+    function::apply(Output::Fresh(y), &[x, down, up], move |g| {
+        backward(&kept, g, &frozen, z.as_ref().map(|z| (&branch, z)), (s, wanted))?.in_dtypes(&dtypes)
     })
 }
 
@@ -207,7 +207,7 @@ fn forward(
 
 /// The gradients that are wanted; a branch comes with its saved z.
 fn backward(
-    x: &Tensor,
+    x: &Kept,
     g: &Tensor,
     frozen: &Frozen,
     branch: Option<(&Branch, &Tensor)>,
@@ -215,9 +215,10 @@ fn backward(
 ) -> Result<Gradients> {
     let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
     flops::count(pixels * wanted.products(window, outputs, branch.map_or(0, |(b, _)| b.rank())));
-    if !x.device().is_cpu() {
-        let weight = frozen.weight.to_dtype(x.dtype())?;
-        return composed::backward(&x.contiguous()?, g, &weight, branch, (s, wanted));
+    if !g.device().is_cpu() {
+        let weight = frozen.weight.to_dtype(x.dtype)?;
+        let values = x.values.as_ref().map(Tensor::contiguous).transpose()?;
+        return composed::backward(values.as_ref(), g, &weight, branch, (s, wanted.x));
     }
     let g = if cpu::is_gradient_direct(s, outputs) { factor(g, &frozen.weight)? } else { widen(g)? };
     let g = Stored::of(&g)?;
@@ -233,9 +234,9 @@ fn backward(
         if let (Some(values), Some(gz)) = (&values, &gz) {
             terms.push((Numbers::F32(gz), Numbers::F32(&values.down)));
         }
-        grads.x = Some(narrow(cpu::input_gradient(&terms, s), x.shape(), x.dtype())?);
+        grads.x = Some(narrow(cpu::input_gradient(&terms, s), &x.shape, x.dtype)?);
     }
-    if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
+    if let (Some(x), Some((branch, z)), Some(gz)) = (&x.values, branch, gz) {
         let r = branch.rank();
         let gdown = cpu::down_gradient(&Values::of(&widen(x)?)?, &gz, r, s);
         let gdown = narrow(gdown, (r, s.kh, s.kw, s.c), DType::F32)?;
@@ -261,7 +262,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::testing::{check_op, close, random};
+    use crate::ops::testing::{check_half, check_op, close, random};
 
     #[derive(Debug, Clone, Copy)]
     struct Case {
@@ -315,8 +316,8 @@ mod tests {
         close(&y2, &y, 1e-5)?;
         close(&z2, &z, 1e-5)?;
         let (g, wanted) = (random(6, y.dims())?, Wanted { x: true, branch: true });
-        let a = backward(x, &g, &frozen, Some((&branch, &z)), (s, wanted))?;
-        let b = composed::backward(x, &g, weight, Some((&branch, &z)), (s, wanted))?;
+        let a = backward(&Kept::of(x, wanted), &g, &frozen, Some((&branch, &z)), (s, wanted))?;
+        let b = composed::backward(Some(x), &g, weight, Some((&branch, &z)), (s, true))?;
         for (a, b) in [(a.x, b.x), (a.down, b.down), (a.up, b.up)] {
             close(&a.expect("wanted"), &b.expect("wanted"), 2e-5)?;
         }
@@ -382,21 +383,10 @@ mod tests {
             let (weight, up) = (random(1, &[o, i, 3, 3])?, random(4, &[o, 2])?);
             let (down, scale) = (Var::from_tensor(&random(3, &[2, i, 3, 3])?)?, random(5, &[2])?);
             let branch = LowRank { down: &down, up: &up, scale: &scale };
-            let results = |dtype| -> Result<[Tensor; 3]> {
-                let x = Var::from_tensor(&random(0, &[1, side, side, i])?.to_dtype(dtype)?)?;
-                let weight = weight.to_dtype(dtype)?;
-                let y = conv2d(&x, &weight, None, Conv2dGeometry::new(stride, 1), Some(branch))?;
-                assert_eq!(y.dtype(), dtype);
-                let grads = function::backward(&y.sqr()?)?;
-                let gradient = |t: &Var| grads.get(t).expect("a gradient").to_dtype(DType::F32);
-                Ok([y.to_dtype(DType::F32)?, gradient(&x)?, gradient(&down)?])
-            };
-            let exact = results(DType::F32)?;
-            for dtype in [DType::F16, DType::BF16] {
-                for (half, exact) in results(dtype)?.iter().zip(&exact) {
-                    close(half, exact, 2e-2)?;
-                }
-            }
+            check_half(&random(0, &[1, side, side, i])?, &down, |x| {
+                let weight = weight.to_dtype(x.dtype())?;
+                conv2d(x, &weight, None, Conv2dGeometry::new(stride, 1), Some(branch))
+            })?;
         }
         Ok(())
     }

@@ -45,10 +45,11 @@ pub fn group_norm(
         return on_cpu(x, weight, bias, norm);
     }
     let (weight, bias) = (widen(weight)?, widen(bias)?);
-    let value = reference::group_norm(&widen(&x.detach())?, &weight, &bias, norm)?.to_dtype(x.dtype())?;
-    function::apply(Output::Fresh(value), [x], move |t, g| {
-        let gx = backward_composed(&widen(&t[0])?, &weight, &bias, norm, &widen(g)?)?;
-        Ok(vec![Some(gx.to_dtype(t[0].dtype())?)])
+    let kept = x.detach();
+    let value = reference::group_norm(&widen(&kept)?, &weight, &bias, norm)?.to_dtype(x.dtype())?;
+    function::apply(Output::Fresh(value), &[x], move |g| {
+        let gx = backward_composed(&widen(&kept)?, &weight, &bias, norm, &widen(g)?)?;
+        Ok(vec![Some(gx.to_dtype(kept.dtype())?)])
     })
 }
 
@@ -62,19 +63,19 @@ pub(crate) struct GroupNorm {
 
 fn on_cpu(x: &Tensor, weight: &Tensor, bias: &Tensor, norm: GroupNorm) -> Result<Tensor> {
     let area = x.dim(1)? * x.dim(2)?;
-    let (weight, bias) = (widen(weight)?, widen(bias)?);
+    let (kept, weight, bias) = (x.detach(), widen(weight)?, widen(bias)?);
     let (value, moments) = {
-        let wide = widen(&x.detach())?;
+        let wide = widen(&kept)?;
         let (values, weight, bias) = (Values::of(&wide)?, Values::of(&weight)?, Values::of(&bias)?);
         let (y, moments) = cpu::forward(Pictures { x: &values, weight: &weight, bias: &bias, area }, norm);
         (narrow(y, x.shape(), x.dtype())?, moments)
     };
-    function::apply(Output::Fresh(value), [x], move |t, g| {
-        let (wide, g) = (widen(&t[0])?, widen(g)?);
+    function::apply(Output::Fresh(value), &[x], move |g| {
+        let (wide, g) = (widen(&kept)?, widen(g)?);
         let (values, weight, bias) = (Values::of(&wide)?, Values::of(&weight)?, Values::of(&bias)?);
         let pictures = Pictures { x: &values, weight: &weight, bias: &bias, area };
         let gx = cpu::backward(pictures, norm, &moments, &Values::of(&g)?);
-        Ok(vec![Some(narrow(gx, t[0].shape(), t[0].dtype())?)])
+        Ok(vec![Some(narrow(gx, kept.shape(), kept.dtype())?)])
     })
 }
 

@@ -27,9 +27,9 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if weight.track_op() || bias.track_op() {
         return reference::layer_norm(x, weight, bias, eps);
     }
-    let value = forward(&x.detach(), weight, bias, eps)?;
-    let weight = weight.clone();
-    function::apply(Output::Fresh(value), [x], move |t, g| Ok(vec![Some(backward(&t[0], &weight, g, eps)?)]))
+    let (kept, scale) = (x.detach(), weight.clone());
+    let value = forward(&kept, weight, bias, eps)?;
+    function::apply(Output::Fresh(value), &[x], move |g| Ok(vec![Some(backward(&kept, &scale, g, eps)?)]))
 }
 
 fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {

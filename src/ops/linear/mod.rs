@@ -9,7 +9,7 @@ use self::cpu::Affine;
 use super::cpu::{Numbers, Stored, Values, factor, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
-use super::low_rank::{Branch, Frozen, Gradients, LowRank, Wanted, compute_dtype, stored};
+use super::low_rank::{Branch, Frozen, Gradients, Kept, LowRank, Wanted, compute_dtype, stored};
 use crate::error::{Error, Result};
 
 /// # Shapes
@@ -30,18 +30,18 @@ pub fn linear(
     let frozen = Frozen { weight: weight.clone(), bias: bias.cloned() };
     let Some(LowRank { down, up, scale }) = branches else {
         let (y, _) = forward(&x.detach(), &frozen, None)?;
-        return function::apply(Output::Fresh(y), [x], move |t, g| {
-            let wanted = Wanted { x: true, branch: false };
-            backward(&t[0], g, &frozen, None, wanted)?.for_inputs(t)
+        let wanted = Wanted { x: true, branch: false };
+        let kept = Kept::of(x, wanted);
+        return function::apply(Output::Fresh(y), &[x], move |g| {
+            backward(&kept, g, &frozen, None, wanted)?.in_dtypes(&[kept.dtype])
         });
     };
     let wanted = Wanted { x: x.track_op(), branch: down.track_op() || up.track_op() };
     let branch = Branch::new(LowRank { down, up, scale }, compute_dtype(x))?;
     let (y, z) = forward(&x.detach(), &frozen, Some(&branch))?;
-    let scale = scale.clone();
-    function::apply(Output::Fresh(y), [x, down, up], move |t, g| {
-        let branch = Branch::new(LowRank { down: &t[1], up: &t[2], scale: &scale }, compute_dtype(&t[0]))?;
-        backward(&t[0], g, &frozen, z.as_ref().map(|z| (&branch, z)), wanted)?.for_inputs(t)
+    let (kept, dtypes) = (Kept::of(x, wanted), [x.dtype(), down.dtype(), up.dtype()]);
+    function::apply(Output::Fresh(y), &[x, down, up], move |g| {
+        backward(&kept, g, &frozen, z.as_ref().map(|z| (&branch, z)), wanted)?.in_dtypes(&dtypes)
     })
 }
 
@@ -90,20 +90,20 @@ fn forward(x: &Tensor, frozen: &Frozen, branch: Option<&Branch>) -> Result<(Tens
 
 /// The gradients that are wanted; a branch comes with its saved z.
 fn backward(
-    x: &Tensor,
+    x: &Kept,
     g: &Tensor,
     frozen: &Frozen,
     branch: Option<(&Branch, &Tensor)>,
     wanted: Wanted,
 ) -> Result<Gradients> {
     let (outputs, inputs) = frozen.weight.dims2()?;
-    let m = x.elem_count() / inputs;
+    let m = x.shape.elem_count() / inputs;
     flops::count(m * wanted.products(inputs, outputs, branch.map_or(0, |(b, _)| b.rank())));
-    if !x.device().is_cpu() {
-        let (rows, g) = (x.contiguous()?.reshape(((), inputs))?, g.reshape(((), outputs))?);
-        let weight = frozen.weight.to_dtype(x.dtype())?.contiguous()?;
-        let mut grads = backward_composed(&rows, &g, &weight, branch, wanted)?;
-        grads.x = grads.x.map(|gx| gx.reshape(x.shape())).transpose()?;
+    if !g.device().is_cpu() {
+        let rows = x.values.as_ref().map(|x| x.contiguous()?.reshape(((), inputs))).transpose()?;
+        let (g, weight) = (g.reshape(((), outputs))?, frozen.weight.to_dtype(x.dtype)?.contiguous()?);
+        let mut grads = backward_composed(rows.as_ref(), &g, &weight, branch, wanted.x)?;
+        grads.x = grads.x.map(|gx| gx.reshape(&x.shape)).transpose()?;
         return Ok(grads);
     }
     let (g, weight) = (factor(g, &frozen.weight)?, stored(&frozen.weight)?);
@@ -115,9 +115,9 @@ fn backward(
     if wanted.x {
         let affine = Affine { weight: weight.numbers(), bias: None, inputs, outputs };
         let low_rank = values.as_ref().zip(gz.as_deref()).map(|(b, gz)| (gz, &*b.down));
-        grads.x = Some(narrow(cpu::input_gradient(g, m, affine, low_rank), x.shape(), x.dtype())?);
+        grads.x = Some(narrow(cpu::input_gradient(g, m, affine, low_rank), &x.shape, x.dtype)?);
     }
-    if let (true, Some((branch, z)), Some(gz)) = (wanted.branch, branch, gz) {
+    if let (Some(x), Some((branch, z)), Some(gz)) = (&x.values, branch, gz) {
         let r = branch.rank();
         let x = factor(x, &frozen.weight)?;
         let gdown = cpu::outer(Numbers::F32(&gz), Stored::of(&x)?.numbers(), (m, r, inputs));
@@ -145,14 +145,14 @@ fn forward_composed(
 }
 
 fn backward_composed(
-    x: &Tensor,
+    x: Option<&Tensor>,
     g: &Tensor,
     weight: &Tensor,
     branch: Option<(&Branch, &Tensor)>,
-    wanted: Wanted,
+    wants_x: bool,
 ) -> Result<Gradients> {
     let mut grads = Gradients::default();
-    if wanted.x {
+    if wants_x {
         grads.x = Some(g.matmul(weight)?);
     }
     if let Some((Branch { down, up, scale }, z)) = branch {
@@ -160,7 +160,7 @@ fn backward_composed(
         if let Some(gx) = grads.x {
             grads.x = Some((gx + gz.matmul(down)?)?);
         }
-        if wanted.branch {
+        if let Some(x) = x {
             grads.down = Some(gz.t()?.matmul(x)?);
             grads.up = Some(g.t()?.matmul(z)?);
         }
@@ -174,7 +174,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::ops::testing::{check_op, close, random};
+    use crate::ops::testing::{check_half, check_op, close, random};
 
     fn check_sizes(rows: &[usize], inputs: usize, outputs: usize, r: usize) -> Result<()> {
         let mut shape = rows.to_vec();
@@ -203,8 +203,8 @@ mod tests {
         let (g, z, z2) = (random(6, y2.dims())?, z.expect("a branch"), z2.expect("a branch"));
         close(&z2, &z, 1e-5)?;
         let wanted = Wanted { x: true, branch: true };
-        let a = backward(&flat, &g, &frozen, Some((&branch, &z)), wanted)?;
-        let b = backward_composed(&flat, &g, &weight, Some((&branch, &z2)), wanted)?;
+        let a = backward(&Kept::of(&flat, wanted), &g, &frozen, Some((&branch, &z)), wanted)?;
+        let b = backward_composed(Some(&flat), &g, &weight, Some((&branch, &z2)), true)?;
         for (a, b) in [(a.x, b.x), (a.down, b.down), (a.up, b.up)] {
             close(&a.expect("wanted"), &b.expect("wanted"), 2e-5)?;
         }
@@ -257,21 +257,9 @@ mod tests {
             let (bias, up) = (random(2, &[outputs])?, random(4, &[outputs, 2])?);
             let down = Var::from_tensor(&random(3, &[2, inputs])?)?;
             let branch = LowRank { down: &down, up: &up, scale: &scale };
-            let results = |dtype| -> Result<[Tensor; 3]> {
-                let x = Var::from_tensor(&random(0, &[m, inputs])?.to_dtype(dtype)?)?;
-                let y = linear(&x, &weight.to_dtype(dtype)?, Some(&bias), Some(branch))?;
-                assert_eq!(y.dtype(), dtype);
-                let grads = function::backward(&y.sqr()?)?;
-                assert_eq!(grads.get(&down).expect("down").dtype(), DType::F32);
-                let gradient = |t: &Var| grads.get(t).expect("a gradient").to_dtype(DType::F32);
-                Ok([y.to_dtype(DType::F32)?, gradient(&x)?, gradient(&down)?])
-            };
-            let exact = results(DType::F32)?;
-            for dtype in [DType::F16, DType::BF16] {
-                for (half, exact) in results(dtype)?.iter().zip(&exact) {
-                    close(half, exact, 2e-2)?;
-                }
-            }
+            check_half(&random(0, &[m, inputs])?, &down, |x| {
+                linear(x, &weight.to_dtype(x.dtype())?, Some(&bias), Some(branch))
+            })?;
         }
         Ok(())
     }
