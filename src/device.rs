@@ -38,6 +38,19 @@ impl DeviceChoice {
     }
 }
 
+/// The features this program was compiled with.
+pub fn built_with() -> Vec<&'static str> {
+    let all = [
+        ("hub", cfg!(feature = "hub")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("cudnn", cfg!(feature = "cudnn")),
+        ("metal", cfg!(feature = "metal")),
+        ("accelerate", cfg!(feature = "accelerate")),
+        ("mkl", cfg!(feature = "mkl")),
+    ];
+    all.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect()
+}
+
 /// What a program that computes does first, before it has threads; it also wants [`Heap`](crate::heap::Heap) as its
 /// allocator.
 ///

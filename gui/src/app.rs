@@ -16,7 +16,7 @@ use scumble::{
 };
 
 use crate::{
-    background, dialogs,
+    background, crash, dialogs,
     logic::{self, Action, Dialog, Effect},
     panels::{self, View},
     samples,
@@ -49,7 +49,9 @@ impl App {
     /// If the engine does not start.
     pub fn new(cc: &eframe::CreationContext<'_>) -> Result<Self> {
         let settings = cc.storage.and_then(|storage| eframe::get_value(storage, STORED)).unwrap_or_default();
-        Self::with(&cc.egui_ctx, settings)
+        let mut app = Self::with(&cc.egui_ctx, settings)?;
+        app.state.session.crashes = crash::folder().map(|folder| crash::left(&folder)).unwrap_or_default();
+        Ok(app)
     }
 
     /// The viewer with these settings. Without a blend, it has the sample styles.
@@ -59,7 +61,9 @@ impl App {
     pub fn with(ctx: &Context, mut settings: Settings) -> Result<Self> {
         theme::install(ctx);
         let wake = ctx.clone();
-        let engine = Engine::start(DeviceChoice::Auto, Precision::Auto, move || wake.request_repaint())?;
+        let engine = background::giving_way(|| {
+            Engine::start(DeviceChoice::Auto, Precision::Auto, move || wake.request_repaint())
+        })?;
         let mut state = State::default();
         if settings.styles.is_none() {
             match samples::styles(&files::cache_folder()) {
@@ -85,6 +89,12 @@ impl App {
         let now = self.now();
         let effects = logic::act(&mut self.state, action, now);
         self.carry_out(effects, ctx);
+    }
+
+    /// Changes what is remembered, as if the user had moved a control.
+    pub fn change(&mut self, change: impl FnOnce(&mut Settings), ctx: &Context) {
+        change(&mut self.state.settings);
+        self.act(Action::Changed, ctx);
     }
 
     /// Takes files that were dropped on the window.
@@ -123,6 +133,7 @@ impl App {
         while let Ok(action) = self.answers.1.try_recv() {
             self.act(action, ctx);
         }
+        self.state.session.crashes.splice(0..0, crash::fresh());
     }
 
     /// Draws one frame.
@@ -153,6 +164,7 @@ impl App {
             (command, Key::D, Action::ToggleCompare),
             (command, Key::S, Action::Ask(Dialog::SavePicture)),
             (command, Key::O, Action::Ask(Dialog::Styles)),
+            (command, Key::Q, Action::CloseRequested),
             (Modifiers::NONE, Key::Escape, Action::Cancel),
         ] {
             if pressed(modifiers, key) {
@@ -187,7 +199,10 @@ impl App {
         for effect in effects {
             match effect {
                 Effect::Submit(purpose, command) => match self.engine.submit(command) {
-                    Ok(job) => drop(self.state.session.jobs.insert(job, purpose)),
+                    Ok(job) => {
+                        self.state.session.tally.submitted += 1;
+                        self.state.session.jobs.insert(job, purpose);
+                    }
                     Err(e) => self.state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
                 },
                 Effect::Stop(job) => self.engine.cancel(job),
@@ -197,6 +212,9 @@ impl App {
                 }),
                 Effect::WriteCaption(path, text) => self
                     .later(ctx, move || files::write_bytes(&path, text.as_bytes()).err().map(|e| told(&e))),
+                Effect::Remove(path) => self.later(ctx, move || {
+                    std::fs::remove_file(&path).err().map(|e| told(&Error::io(&path, e)))
+                }),
                 Effect::Ask(dialog) => {
                     let name = self.suggested(dialog);
                     self.later(ctx, move || dialogs::ask(dialog, &name));
@@ -210,9 +228,10 @@ impl App {
     fn later(&mut self, ctx: &Context, work: impl FnOnce() -> Option<Action> + Send + 'static) {
         let (answer, ctx) = (self.answers.0.clone(), ctx.clone());
         let started = background::run(move || {
+            // Also when the work panics: its report is to be seen.
+            let _wake = Wake(ctx);
             if let Some(action) = work() {
                 answer.send(action).ok();
-                ctx.request_repaint();
             }
         });
         if let Err(e) = started {
@@ -234,6 +253,15 @@ impl App {
 
     fn now(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
+    }
+}
+
+/// Asks for a frame when it goes.
+struct Wake(Context);
+
+impl Drop for Wake {
+    fn drop(&mut self) {
+        self.0.request_repaint();
     }
 }
 

@@ -140,9 +140,14 @@ pub const COPY_MESSAGE: &str = "Copy message";
 pub const DISMISS: &str = "Dismiss";
 pub const WENT_WRONG: &str = "That did not work";
 pub const NOTE: &str = "Note";
+pub const CRASHED: &str = "Scumble made a mistake";
+pub const CRASHED_TEXT: &str = "A report was written: version, system, and where in the program it was. Nothing of yours is in it: no prompts, no pictures, no names of files. Put it into an issue, and it can be mended.";
+pub const CRASHED_COPY: &str = "Copy report";
+pub const CRASHED_REMOVE: &str = "Remove";
+pub const CRASHED_LATER: &str = "Not now";
 
 /// Keys and what they do.
-pub const KEYS: [(&str, &str); 12] = [
+pub const KEYS: [(&str, &str); 13] = [
     ("Ctrl+Enter", "draw, or start the training"),
     ("Esc", "cancel; close what is open"),
     ("Ctrl+R", "another seed, and draw"),
@@ -155,4 +160,5 @@ pub const KEYS: [(&str, &str); 12] = [
     ("Ctrl+1  Ctrl+2", "draw, train"),
     ("Tab  arrows", "to the next control; change a slider"),
     ("F1", "this list"),
+    ("Ctrl+Q", "close"),
 ];

@@ -10,8 +10,12 @@ use scumble::{
 use super::{Action, Effect, act, ensure_base, recipe, training};
 use crate::state::{Progress, Purpose, Session, Shot, State, TrainPicture, stem};
 
-/// Pictures kept.
-const HISTORY: usize = 200;
+/// Pictures kept, and the bytes they may take all together: 85 of 1024².
+const HISTORY: (usize, usize) = (200, 256 << 20);
+/// Previews of a training kept.
+const SAMPLES: usize = 64;
+/// Points of the loss kept: more than a plot has pixels.
+const LOSSES: usize = 4096;
 
 /// Takes in an event. `now` counts seconds from the program's start.
 pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
@@ -27,7 +31,18 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
                 session.training.pace.get_or_insert((now, done));
             }
         }
-        Event::Loss { step, loss, .. } => session.training.losses.push([step as f64, loss]),
+        Event::Loss { step, loss, .. } => {
+            let losses = &mut session.training.losses;
+            losses.push([step as f64, loss]);
+            if losses.len() > LOSSES {
+                // Every other one tells the same: the loss is smoothed.
+                let mut kept = false;
+                losses.retain(|_| {
+                    kept = !kept;
+                    kept
+                });
+            }
+        }
         Event::Warning(_, message) => session.tell(message, None, false),
         Event::Model(_, facts) => {
             let known = settings.recent_models.contains(&facts.name);
@@ -52,7 +67,12 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
         }
         Event::Sample { step, picture, .. } => {
             let shot = shot(session, *picture, false);
-            session.training.samples.push((step, shot));
+            let samples = &mut session.training.samples;
+            samples.push((step, shot));
+            if samples.len() > SAMPLES {
+                // The first one stays to be compared with.
+                samples.remove(1);
+            }
         }
         Event::Scanned { report, pictures, .. } => {
             session.training.report = Some(report);
@@ -84,8 +104,16 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
             session.tell(format!("exported: {}, rank {rank}, {error}", path.display()), None, false);
         }
         Event::Memory(_, bytes) => session.memory_bytes = Some(bytes),
-        Event::Finished(job) | Event::Cancelled(job) => ended(state, job, &mut effects, now),
+        Event::Finished(job) => {
+            session.tally.finished += 1;
+            ended(state, job, &mut effects, now);
+        }
+        Event::Cancelled(job) => {
+            session.tally.cancelled += 1;
+            ended(state, job, &mut effects, now);
+        }
         Event::Failed { job, message, hint } => {
+            session.tally.failed += 1;
             session.tell(message, hint, true);
             ended(state, job, &mut effects, now);
         }
@@ -97,6 +125,7 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
 fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
     let session = &mut state.session;
     let purpose = session.jobs.remove(&job);
+    session.tally.strays += u64::from(purpose.is_none());
     if session.progress.is_some_and(|p| p.job == job) {
         session.progress = None;
     }
@@ -128,10 +157,12 @@ fn finished(session: &mut Session, purpose: &Purpose, picture: Picture) {
     if session.history.last().is_some_and(follows) {
         session.history.pop();
     }
-    if session.history.len() >= HISTORY {
+    session.history.push(shot.clone());
+    let (pictures, bytes) = HISTORY;
+    let held = |shots: &[Shot]| shots.iter().map(|shot| shot.image.as_raw().len()).sum::<usize>();
+    while session.history.len() > pictures || session.history.len() > 1 && held(&session.history) > bytes {
         session.history.remove(0);
     }
-    session.history.push(shot.clone());
     session.canvas.shot = Some(shot);
 }
 

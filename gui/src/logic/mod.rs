@@ -68,6 +68,10 @@ pub enum Action {
     StopTraining,
     /// Away with a message.
     Dismiss(usize),
+    /// The newest report of a crash: away with its file.
+    RemoveCrash,
+    /// All reports: not now.
+    HideCrashes,
     /// Tell a message from outside of the engine.
     Tell(String, Option<String>),
     /// A file or folder is to be chosen.
@@ -112,6 +116,8 @@ pub enum Effect {
     Save(Shot, PathBuf),
     /// Text to a file.
     WriteCaption(PathBuf, String),
+    /// Away with a report.
+    Remove(PathBuf),
     /// Open a dialog.
     Ask(Dialog),
     /// Close the window.
@@ -183,6 +189,11 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         }
         Action::Dismiss(index) if index < session.problems.len() => drop(session.problems.remove(index)),
         Action::Dismiss(_) => {}
+        Action::RemoveCrash if !session.crashes.is_empty() => {
+            effects.push(Effect::Remove(session.crashes.remove(0).path));
+        }
+        Action::RemoveCrash => {}
+        Action::HideCrashes => session.crashes.clear(),
         Action::Tell(message, hint) => session.tell(message, hint, true),
         Action::Ask(dialog) => effects.push(Effect::Ask(dialog)),
         Action::CloseRequested => {

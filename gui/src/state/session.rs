@@ -16,6 +16,8 @@ use scumble::{
 pub struct Session {
     /// What the engine was asked and has not ended.
     pub jobs: BTreeMap<JobId, Purpose>,
+    /// What has become of those that are over.
+    pub tally: Tally,
     /// The model in memory.
     pub model: Option<Box<ModelFacts>>,
     /// What is typed to be opened.
@@ -34,6 +36,8 @@ pub struct Session {
     pub cards: BTreeMap<PathBuf, Box<Card>>,
     /// What went wrong, and what is to be known.
     pub problems: Vec<Problem>,
+    /// Reports of what must not happen, of this run and earlier ones, the newest first.
+    pub crashes: Vec<CrashReport>,
     /// What is being done.
     pub progress: Option<Progress>,
     /// Resident memory after the last job.
@@ -50,6 +54,21 @@ pub struct Session {
     pub known: BTreeMap<String, PathBuf>,
     /// True once the user has said to stop the training and close.
     pub closing: bool,
+}
+
+/// Jobs counted: those submitted are those under way and those that ended, once each.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Asked for.
+    pub submitted: u64,
+    /// Went well.
+    pub finished: u64,
+    /// Were stopped, or gave way to a newer one.
+    pub cancelled: u64,
+    /// Did not go well.
+    pub failed: u64,
+    /// Ends of jobs that were not under way: always 0.
+    pub strays: u64,
 }
 
 /// Why a job was submitted.
@@ -112,6 +131,15 @@ pub struct Problem {
     pub hint: Option<String>,
     /// False for what is only to be known.
     pub is_error: bool,
+}
+
+/// A report of a mistake of this program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrashReport {
+    /// Its file.
+    pub path: PathBuf,
+    /// What it says.
+    pub text: String,
 }
 
 /// How far a job is.

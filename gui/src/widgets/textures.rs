@@ -8,6 +8,7 @@ use image::RgbImage;
 /// Textures by the picture's number. What is not shown for a while goes.
 #[derive(Default)]
 pub struct Textures {
+    /// With the frame each was last shown in.
     known: HashMap<u64, (TextureHandle, u64)>,
     frame: u64,
 }
@@ -18,8 +19,10 @@ impl std::fmt::Debug for Textures {
     }
 }
 
-/// Frames a texture is kept without being shown.
+/// Frames a texture is kept without being shown: scrolling back uploads nothing.
 const KEPT: u64 = 240;
+/// Bytes of textures kept although they are not shown: a slider leaves one behind with every picture.
+const SPARE: usize = 64 << 20;
 
 impl Textures {
     /// The texture of a picture.
@@ -37,6 +40,18 @@ impl Textures {
         self.frame += 1;
         let frame = self.frame;
         self.known.retain(|_, (_, seen)| frame - *seen < KEPT);
+        let unseen = self.known.iter().filter(|(_, (_, seen))| frame - *seen > 1);
+        let mut unseen: Vec<(u64, u64, usize)> =
+            unseen.map(|(id, (texture, seen))| (*seen, *id, texture.byte_size())).collect();
+        let mut spare: usize = unseen.iter().map(|(_, _, bytes)| bytes).sum();
+        unseen.sort_unstable();
+        for (_, id, bytes) in unseen {
+            if spare <= SPARE {
+                break;
+            }
+            self.known.remove(&id);
+            spare -= bytes;
+        }
     }
 }
 

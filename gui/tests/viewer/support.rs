@@ -17,6 +17,12 @@ pub fn sample(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../sample-data").join(name)
 }
 
+/// The blend of a first start.
+pub fn sample_styles() -> Vec<Style> {
+    let style = |(name, weight)| Style::new(sample(&format!("adapters/{name}.safetensors")), weight);
+    [("blueprint", 0.8), ("stained-glass", 0.0), ("riso", 0.0)].map(style).to_vec()
+}
+
 /// Small pictures of few steps, with these styles.
 pub fn settings(styles: &[(&str, f64)]) -> Settings {
     let style =
@@ -30,7 +36,20 @@ pub fn settings(styles: &[(&str, f64)]) -> Settings {
     }
 }
 
-/// A window of a viewer.
+/// A folder of four pictures with captions.
+pub fn pictures(folder: &Path) -> PathBuf {
+    let to = folder.join("riso");
+    std::fs::create_dir(&to).expect("a folder");
+    for name in ["fox", "car", "owl", "cup"].iter().flat_map(|n| [format!("{n}.jpg"), format!("{n}.txt")]) {
+        std::fs::copy(sample("riso").join(&name), to.join(&name)).expect("a picture");
+    }
+    to
+}
+
+/// What the harness leaves free around what it shows.
+pub const MARGIN: f32 = 8.0;
+
+/// A window of a viewer, of 1280x800.
 pub struct Window {
     pub harness: Harness<'static, Option<App>>,
 }
@@ -38,7 +57,8 @@ pub struct Window {
 impl Window {
     pub fn open(settings: Settings) -> Self {
         let mut waiting = Some(settings);
-        let harness = Harness::builder().with_size([1280.0, 800.0]).with_max_steps(16).build_ui_state(
+        let size = [1280.0 + 2.0 * MARGIN, 800.0 + 2.0 * MARGIN];
+        let harness = Harness::builder().with_size(size).with_max_steps(16).build_ui_state(
             move |ui, app: &mut Option<App>| {
                 if let Some(settings) = waiting.take() {
                     *app = App::with(ui.ctx(), settings).ok();
@@ -61,6 +81,11 @@ impl Window {
         let ctx = self.harness.ctx.clone();
         self.harness.state_mut().as_mut().expect("started").act(action, &ctx);
         self.frame();
+    }
+
+    /// Keeps what is remembered, as when it closes.
+    pub fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        eframe::App::save(self.harness.state_mut().as_mut().expect("started"), storage);
     }
 
     pub fn drop_file(&mut self, path: PathBuf) {
@@ -99,8 +124,13 @@ impl Window {
         self.frame();
     }
 
-    /// The colours of the picture in the middle.
+    /// The picture in the middle.
+    pub fn shot(&self) -> image::RgbImage {
+        self.state().session.canvas.shot.as_ref().expect("a picture").image.as_ref().clone()
+    }
+
+    /// Its colours.
     pub fn picture(&self) -> Vec<u8> {
-        self.state().session.canvas.shot.as_ref().expect("a picture").image.as_raw().clone()
+        self.shot().into_raw()
     }
 }
