@@ -1,5 +1,7 @@
 //! The whole viewer with the real engine on the embedded model, through its accessibility labels; no display needed.
 
+mod again;
 mod draw;
+mod names;
 mod support;
 mod train;

@@ -1,22 +1,12 @@
 //! Training through the widgets, and what becomes of it.
 
-use crate::support::{Window, sample, settings};
+use crate::support::{Window, pictures, settings};
 use egui_kittest::kittest::Queryable as _;
 use scumble_gui::{
     logic::Action,
     state::{Run, Settings, Tab, TrainForm},
     text,
 };
-
-/// A folder of four pictures with captions.
-fn pictures(folder: &std::path::Path) -> std::path::PathBuf {
-    let to = folder.join("riso");
-    std::fs::create_dir(&to).expect("a folder");
-    for name in ["fox", "car", "owl", "cup"].iter().flat_map(|n| [format!("{n}.jpg"), format!("{n}.txt")]) {
-        std::fs::copy(sample("riso").join(&name), to.join(&name)).expect("a picture");
-    }
-    to
-}
 
 #[test]
 fn a_style_is_trained_paused_resumed_and_becomes_a_slider() {
