@@ -20,7 +20,7 @@ use crate::{
     logic::{self, Action, Dialog, Effect},
     panels::{self, View},
     samples,
-    state::{Settings, State, Tab, ThemeChoice},
+    state::{Job, Settings, State, Tab, ThemeChoice},
     theme,
     widgets::textures::{self, Textures},
 };
@@ -198,13 +198,16 @@ impl App {
     fn carry_out(&mut self, effects: Vec<Effect>, ctx: &Context) {
         for effect in effects {
             match effect {
-                Effect::Submit(purpose, command) => match self.engine.submit(command) {
-                    Ok(job) => {
-                        self.state.session.tally.submitted += 1;
-                        self.state.session.jobs.insert(job, purpose);
+                Effect::Submit(purpose, command) => {
+                    let job = Job { purpose, title: logic::title(&command) };
+                    match self.engine.submit(command) {
+                        Ok(id) => {
+                            self.state.session.tally.submitted += 1;
+                            self.state.session.jobs.insert(id, job);
+                        }
+                        Err(e) => self.state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
                     }
-                    Err(e) => self.state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
-                },
+                }
                 Effect::Stop(job) => self.engine.cancel(job),
                 Effect::Copy(shot) => ctx.copy_image(textures::colour(&shot.image)),
                 Effect::Save(shot, path) => self.later(ctx, move || {

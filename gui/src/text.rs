@@ -44,6 +44,20 @@ pub const CANCEL: &str = "Cancel";
 pub const LIVE: &str = "Draw while I change things";
 pub const OWN: &str = "The model's own";
 
+// Grid
+pub const GRID: &str = "Grid…";
+pub const GRID_HINT: &str = "Many pictures as one, with labels: weights, steps, seeds or styles side by side";
+pub const GRID_TITLE: &str = "A grid of pictures";
+pub const GRID_SIDES: [&str; 2] = ["From left to right", "From top to bottom"];
+pub const GRID_VALUES: [&str; 2] = ["Values from left to right", "Values from top to bottom"];
+pub const GRID_OF: &str = "Grid: ";
+pub const GRID_GO: &str = "Draw the grid";
+
+// Queue
+pub const QUEUE: &str = "Queue";
+pub const QUEUE_RUNS: &str = "now";
+pub const QUEUE_WAITS: &str = "waits";
+
 // Canvas
 pub const EMPTY_PICTURE: &str = "Your picture appears here";
 pub const PICTURE: &str = "Picture";

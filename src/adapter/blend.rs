@@ -57,6 +57,11 @@ impl Blend {
         self
     }
 
+    /// The adapters' names in order.
+    pub fn names(&self) -> Vec<&str> {
+        self.entries.iter().map(|e| e.name.as_str()).collect()
+    }
+
     /// The strengths in order, as [`super::Live::set_strengths`] takes them.
     pub fn strengths(&self) -> Vec<Strength> {
         self.entries.iter().map(|e| e.strength.clone()).collect()

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use super::{
     Context, heat_map,
     loras::{self, BlendArgs},
-    setup, sheet,
+    setup,
 };
 use crate::{
     adapter::guard::{BlendReport, LIMIT, Warning},
     error::{Error, Result},
-    pipeline::infotext::LoraUse,
+    pipeline::{infotext::LoraUse, sheet},
 };
 
 /// Options of `check-blend`.

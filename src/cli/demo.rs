@@ -5,17 +5,16 @@ use std::path::{Path, PathBuf};
 use image::RgbImage;
 use serde_json::json;
 
-use super::{
-    Context, output, setup,
-    sheet::{self, Sheet},
-    shell::quoted,
-};
+use super::{Context, output, setup, shell::quoted};
 use crate::{
     adapter::{Blend, LoadOptions, Strength},
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files::{self, OutputLock},
-    pipeline::GenerateRequest,
+    pipeline::{
+        GenerateRequest,
+        sheet::{self, Sheet},
+    },
     progress::{Event, Observer as _, Stage},
     training::{TrainConfig, TrainOutcome, Trainer, UnetLayers, state_path},
 };
@@ -229,5 +228,5 @@ fn draw(args: &Args, style: &Style, adapter: &Path, context: &mut Context) -> Re
     // Drawn a weight at a time, shown a subject a row.
     let turned = (0..SUBJECTS.len()).flat_map(|row| cells.iter().skip(row).step_by(SUBJECTS.len()).cloned());
     let cells: Vec<RgbImage> = turned.collect();
-    Ok(Sheet { columns: &columns, rows: &rows, cells: &cells, cell_px: (256, 256), title: "" }.draw())
+    Ok(Sheet { columns: &columns, rows: &rows, cell_px: (256, 256), title: "" }.draw(&cells))
 }

@@ -11,7 +11,7 @@ use super::{
     numbers::{real, whole},
     recipe,
     seed::Seed,
-    setup, sheet,
+    setup,
 };
 use crate::{
     adapter::BlendMode,
@@ -19,7 +19,8 @@ use crate::{
     error::{Error, Result},
     files::{self, NewFolder},
     pipeline::{
-        Generated, infotext,
+        GenerateRequest, Generated, Pipeline,
+        infotext::{self, Recipe},
         request::{MAX_CFG_SCALE, MAX_SIDE_PX, MAX_STEPS},
     },
     progress::Observer,
@@ -118,12 +119,10 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let size_px = plan.request.size_on(&pipeline)?;
     plan.request.cfg_scale = Some(plan.request.cfg_scale_on(&pipeline));
     if let Some(n) = args.grid {
-        let picture = sheet::encode_png(&grid::draw(n, &mut pipeline, &plan.request, context)?)?;
-        let path = save_numbered(&args.out, &grid::ending(plan.request.seed), &picture)?;
-        context.console.close();
-        let object = json!({ "event": "grid", "path": path, "seed": plan.request.seed });
-        context.console.result(&path.display().to_string(), &object);
-        return Ok(());
+        let fused = pipeline.blend().mode == BlendMode::Fused;
+        let mode = if fused { BlendMode::Fused } else { BlendMode::Live };
+        let recipe = plan.recipe(plan.request.seed, size_px, (&used, mode), &words, model_hash);
+        return draw_grid((n, &args.out), &mut pipeline, (&plan.request, recipe), context);
     }
     let mut made = Vec::new();
     let Context { console, cancel, .. } = context;
@@ -144,6 +143,29 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
             .result(&path.display().to_string(), &json!({ "event": "picture", "path": path, "seed": seed }));
     }
     outcome
+}
+
+/// What was drawn before an interruption is kept.
+fn draw_grid(
+    (n, out): (usize, &Path),
+    pipeline: &mut Pipeline,
+    (request, mut recipe): (&GenerateRequest, Recipe),
+    context: &mut Context,
+) -> Result<()> {
+    let grid = grid::of(n, pipeline.blend())?;
+    let Context { console, cancel, .. } = context;
+    let drawn = pipeline.draw_grid(&grid, request, console, cancel, &mut |_| {})?;
+    recipe.note_grid(&grid, &pipeline.blend().names());
+    let file = infotext::encode_png(&drawn.picture, &recipe)?;
+    let path = save_numbered(out, &format!("{}-grid.png", request.seed), &file)?;
+    console.close();
+    let object = json!({ "event": "grid", "path": path, "seed": request.seed, "pictures": drawn.done });
+    console.result(&path.display().to_string(), &object);
+    if drawn.done < drawn.total {
+        console.note(&format!("stopped: {} of {} pictures are in the grid", drawn.done, drawn.total));
+        return Err(Error::Cancelled);
+    }
+    Ok(())
 }
 
 /// Writes a picture under the next number. Of two runs into one folder, neither writes over the other's pictures.

@@ -2,8 +2,10 @@
 
 use image::{Rgb, RgbImage};
 
-use super::{font, sheet::Sheet};
-use crate::adapter::guard::{BlendReport, BlockEnergy, LIMIT};
+use crate::{
+    adapter::guard::{BlendReport, BlockEnergy, LIMIT},
+    pipeline::sheet::{Sheet, font},
+};
 
 /// A cell's size in pixels.
 const CELL: (u32, u32) = (112, 36);
@@ -24,7 +26,7 @@ pub(super) fn draw(report: &BlendReport) -> RgbImage {
     let rows: Vec<String> = report.blocks.iter().map(|b| b.block.clone()).collect();
     let cells: Vec<RgbImage> = report.blocks.iter().flat_map(row).collect();
     let title = "change of each block, percent of its weights";
-    Sheet { columns: &columns, rows: &rows, cells: &cells, cell_px: CELL, title }.draw()
+    Sheet { columns: &columns, rows: &rows, cell_px: CELL, title }.draw(&cells)
 }
 
 fn row(block: &BlockEnergy) -> Vec<RgbImage> {

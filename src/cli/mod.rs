@@ -12,7 +12,6 @@ mod demo;
 mod embeddings;
 mod extract;
 mod folders;
-mod font;
 mod generate;
 mod grid;
 mod gui;
@@ -29,7 +28,6 @@ mod recipe;
 mod resize;
 mod seed;
 mod setup;
-mod sheet;
 mod shell;
 mod train;
 

@@ -175,9 +175,8 @@ fn read(path: &Path) -> Result<Recipe> {
     walk::expect(path, &decode::EXTENSIONS)?;
     match infotext::read_text(path)? {
         Some(text) => Ok(Recipe::parse(&text)),
-        None => Err(Error::file(path, "the picture has no recipe in it").with_hint(
-            "messengers and galleries often strip it, and grids have none; use a picture as it was saved",
-        )),
+        None => Err(Error::file(path, "the picture has no recipe in it")
+            .with_hint("messengers and galleries often strip it; use a picture as it was saved")),
     }
 }
 

@@ -2,7 +2,11 @@
 
 use std::path::PathBuf;
 
-use crate::{adapter::Strength, pipeline::GenerateRequest, training::TrainConfig};
+use crate::{
+    adapter::Strength,
+    pipeline::{GenerateRequest, grid::Grid},
+    training::TrainConfig,
+};
 
 /// An adapter's file and its weight.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +37,17 @@ pub struct Draw {
     pub request: GenerateRequest,
     /// The newest wins: jobs of this kind that wait are dropped for this one, one that runs stops within a step.
     pub replace: bool,
+}
+
+/// Many pictures as one.
+#[derive(Debug, Clone)]
+pub struct DrawGrid {
+    /// With what.
+    pub mix: Mix,
+    /// What all pictures have in common.
+    pub request: GenerateRequest,
+    /// What differs; styles by their place in the mix.
+    pub grid: Grid,
 }
 
 /// A style to train.
@@ -72,6 +87,8 @@ pub enum Command {
     Load(String),
     /// Draws pictures; the model is loaded if it is not the one in memory.
     Draw(Box<Draw>),
+    /// Draws a grid, shown as it grows. Cancelling keeps what is there.
+    Grid(Box<DrawGrid>),
     /// Trains an adapter. Cancelling keeps adapter and state: `resume` goes on from there.
     Train(Box<Training>),
     /// Examines the folder of a training, without loading the model.

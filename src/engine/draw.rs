@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Draw, Event, Picture,
+    Draw, Event, Mix, Picture,
     model::Loaded,
     worker::{Task, Worker, told},
 };
@@ -19,6 +19,30 @@ const COMPARED: usize = 4;
 
 impl Worker {
     pub fn draw(&mut self, Draw { mix, mut request, .. }: Draw, task: Task<'_>) -> Result<()> {
+        let (loaded, recipe) = self.ready(&mix, &mut request, task)?;
+        // What adapters have in common takes a while to compute, once: the picture comes first.
+        let paths: Vec<_> = mix.loras.iter().map(|lora| lora.path.clone()).collect();
+        let known = loaded.compared == paths;
+        if known {
+            loaded.report(task)?;
+        }
+        loaded.pictures(&request, &recipe, task, &mut |picture| {
+            task.send(Event::Picture(task.id, Box::new(picture)));
+        })?;
+        if !known && paths.len() <= COMPARED {
+            loaded.compared = paths;
+            loaded.report(task)?;
+        }
+        Ok(())
+    }
+
+    /// The model with the mix set, and what recipes say of both; previews are asked for.
+    pub(super) fn ready(
+        &mut self,
+        mix: &Mix,
+        request: &mut GenerateRequest,
+        task: Task<'_>,
+    ) -> Result<(&mut Loaded, Recipe)> {
         let loaded = self.open(&mix.model, task)?;
         let (text, tags) = infotext::LoraUse::extract(&request.prompt)?;
         for tag in tags {
@@ -29,26 +53,13 @@ impl Worker {
         }
         request.prompt = text;
         request.preview_every = 1;
-        let (blend, used) = loaded.blend(&mix, task)?;
+        let (blend, used) = loaded.blend(mix, task)?;
         loaded.pipeline.set_blend(blend)?;
-        // What adapters have in common takes a while to compute, once: the picture comes first.
-        let paths: Vec<_> = mix.loras.iter().map(|lora| lora.path.clone()).collect();
-        let known = loaded.compared == paths;
-        if known {
-            loaded.report(task)?;
-        }
-        let mut recipe = Recipe { loras: used, model: Some(mix.model.clone()), ..Recipe::of(&request) };
+        let mut recipe = Recipe { loras: used, model: Some(mix.model.clone()), ..Recipe::of(request) };
         if !recipe.loras.is_empty() {
             recipe.note_mode(BlendMode::Live, mix.normalize);
         }
-        loaded.pictures(&request, &recipe, task, &mut |picture| {
-            task.send(Event::Picture(task.id, Box::new(picture)));
-        })?;
-        if !known && paths.len() <= COMPARED {
-            loaded.compared = paths;
-            loaded.report(task)?;
-        }
-        Ok(())
+        Ok((loaded, recipe))
     }
 }
 
@@ -62,12 +73,7 @@ impl Loaded {
         finished: &mut dyn FnMut(Picture),
     ) -> Result<()> {
         let mut begun = Instant::now();
-        let recipe = Recipe {
-            size_px: Some(request.size_on(&self.pipeline)?),
-            cfg_scale: Some(request.cfg_scale_on(&self.pipeline)),
-            model_hash: self.hash.clone(),
-            ..recipe.clone()
-        };
+        let recipe = self.complete(recipe, request)?;
         let colours = self.pipeline.latent_colours();
         let mut observer = |event: &progress::Event<'_>| match event {
             progress::Event::Preview { step, latents } => {
@@ -87,6 +93,16 @@ impl Loaded {
             finished(Picture { image: drawn.image, recipe, elapsed: begun.elapsed() });
             begun = Instant::now();
             Ok(())
+        })
+    }
+
+    /// A recipe with what follows from the model.
+    pub fn complete(&self, recipe: &Recipe, request: &GenerateRequest) -> Result<Recipe> {
+        Ok(Recipe {
+            size_px: Some(request.size_on(&self.pipeline)?),
+            cfg_scale: Some(request.cfg_scale_on(&self.pipeline)),
+            model_hash: self.hash.clone(),
+            ..recipe.clone()
         })
     }
 

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use image::imageops;
 use rayon::prelude::*;
 
 use super::{Event, ScannedPicture, worker::Task};
@@ -14,7 +13,7 @@ use crate::{
     dataset::{Dataset, Item, decode, doctor},
     error::Result,
     files::{self, walk},
-    pipeline::{ModelSize, text::tokenizer},
+    pipeline::{ModelSize, sheet, text::tokenizer},
     training::{TrainConfig, scan_options},
     weights::{ModelSource, OpenOptions},
 };
@@ -35,16 +34,13 @@ pub(super) fn scan(config: &TrainConfig, task: Task<'_>) -> Result<()> {
     let look = |item: &Item| -> Result<ScannedPicture> {
         task.cancel.check()?;
         let pixels = decode::read(&item.path, &options.limits)?.pixels;
-        let (width, height) = pixels.dimensions();
-        let scale = f64::from(THUMBNAIL_PX) / f64::from(width.max(height).max(1));
-        let side = |length: u32| ((f64::from(length) * scale).round() as u32).max(1);
         Ok(ScannedPicture {
             path: item.path.clone(),
             caption: item.caption.clone(),
             captioned: item.captioned,
             tokens: count(&item.caption),
             size_px: item.size_px,
-            thumbnail: imageops::thumbnail(&pixels, side(width), side(height)),
+            thumbnail: sheet::small(&pixels, THUMBNAIL_PX).into_owned(),
         })
     };
     let pictures = dataset.items().par_iter().map(look).collect::<Result<Vec<_>>>()?;

@@ -7,6 +7,7 @@ mod command;
 mod draw;
 mod event;
 mod export;
+mod grid;
 mod handle;
 mod look;
 mod memory;
@@ -17,6 +18,6 @@ mod tests;
 mod train;
 mod worker;
 
-pub use command::{Command, Draw, Export, LoraUse, Mix, Previews, Training};
+pub use command::{Command, Draw, DrawGrid, Export, LoraUse, Mix, Previews, Training};
 pub use event::{Event, JobId, ModelFacts, Picture, ScannedPicture, TokenCounter};
 pub use handle::Engine;

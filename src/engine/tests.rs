@@ -15,7 +15,10 @@ use crate::{
     adapter::Strength,
     device::{DeviceChoice, Precision},
     error::Result,
-    pipeline::GenerateRequest,
+    pipeline::{
+        GenerateRequest,
+        grid::{Axis, Grid},
+    },
     training::TrainConfig,
 };
 
@@ -144,6 +147,74 @@ fn a_slider_draws_the_same_noise_anew_without_reading_anything() -> Result<()> {
     let base = engine.submit(draw([0.0, 0.0], 3, true))?;
     let seen = events(&mut engine, &[base]);
     assert_ne!(pictures(&seen, base)[0].image, before.image);
+    Ok(())
+}
+
+#[test]
+fn a_grid_is_one_picture_that_grows_and_what_is_there_is_kept() -> Result<()> {
+    let mut engine = start()?;
+    let asked = |x: Axis, y: Axis| {
+        let grid = Grid { x, y: Some(y) };
+        Command::Grid(Box::new(DrawGrid { mix: mix([0.5, 0.4]), request: request(3), grid }))
+    };
+    let weights = |style, values: &[f64]| Axis::Weight { style, values: values.to_vec() };
+    let job = engine.submit(asked(weights(0, &[0.0, 0.8]), Axis::Steps(vec![1, 2])))?;
+    let single = engine.submit(Command::Draw(Box::new(Draw {
+        mix: mix([0.8, 0.4]),
+        request: request(2),
+        replace: false,
+    })))?;
+    let seen = events(&mut engine, &[job, single]);
+    let steps: Vec<u64> = seen
+        .iter()
+        .filter_map(|e| match e {
+            Event::Progress { job: of, done, total: 4, .. } if *of == job => Some(*done),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4], "{seen:?}");
+    let shown = |e: &&Event| matches!(e, Event::Preview { job: of, .. } if *of == job);
+    assert_eq!(seen.iter().filter(shown).count(), 4);
+    let grid = pictures(&seen, job)[0];
+    assert!(grid.recipe.is_grid() && grid.recipe.loras.len() == 2);
+    assert_eq!(grid.recipe.other("X Type"), Some("Weight of blueprint"));
+    assert_eq!(grid.recipe.other("Y Values"), Some("1, 2"));
+    // The last cell is the picture of its own.
+    let alone = &pictures(&seen, single)[0].image;
+    let scaled = image::imageops::resize(alone, 192, 192, image::imageops::FilterType::CatmullRom);
+    let (w, h) = grid.image.dimensions();
+    let last = image::imageops::crop_imm(&grid.image, w - 12 - 192, h - 12 - 192, 192, 192).to_image();
+    assert_eq!(last, scaled);
+
+    // Each style alone; seeds are their own pictures; what makes no sense is said.
+    let styles = engine.submit(asked(Axis::Styles(vec![1, 0]), Axis::Seeds(vec![7, 8])))?;
+    let bad = [
+        engine.submit(asked(weights(2, &[1.0]), Axis::Steps(vec![1])))?,
+        engine.submit(asked(weights(1, &[1.0]), Axis::Styles(vec![0])))?,
+        engine.submit(asked(weights(1, &[1.0]), Axis::Steps(vec![])))?,
+    ];
+    let seen = events(&mut engine, &[styles, bad[0], bad[1], bad[2]]);
+    assert_eq!(pictures(&seen, styles)[0].recipe.other("X Values"), Some("riso, blueprint"));
+    for job in bad {
+        assert!(seen.iter().any(|e| matches!(e, Event::Failed { job: of, .. } if *of == job)), "{seen:?}");
+    }
+
+    let long = engine.submit(asked(weights(0, &[0.0, 0.5, 1.0]), Axis::Seeds((0..30).collect())))?;
+    let mut seen = Vec::new();
+    while !seen.iter().any(|e: &Event| matches!(e, Event::Preview { .. }) || e.ends().is_some()) {
+        match engine.poll() {
+            Some(event) => seen.push(event),
+            None => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    engine.cancel(long);
+    seen.extend(events(&mut engine, &[long]));
+    assert_eq!(pictures(&seen, long).len(), 1, "what is there is kept: {seen:?}");
+    assert!(
+        seen.iter().any(|e| matches!(e, Event::Warning(_, m) if m.contains("of 90 pictures"))),
+        "{seen:?}"
+    );
+    assert!(seen.iter().any(|e| matches!(e, Event::Cancelled(_))), "{seen:?}");
     Ok(())
 }
 

@@ -66,6 +66,7 @@ impl Worker {
         match command {
             Command::Load(model) => self.open(&model, task).map(drop),
             Command::Draw(draw) => self.draw(*draw, task),
+            Command::Grid(grid) => self.grid(*grid, task),
             Command::Train(training) => self.train(*training, task),
             Command::Scan(config) => super::look::scan(&config, task),
             Command::Library(folder) => super::look::library(folder, task),

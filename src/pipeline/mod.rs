@@ -5,6 +5,7 @@ pub mod decode;
 pub mod embeddings;
 pub mod export;
 pub mod generate;
+pub mod grid;
 pub mod img2img;
 pub mod infotext;
 pub mod layers;
@@ -12,6 +13,7 @@ pub mod load;
 pub mod preview;
 pub mod random;
 pub mod request;
+pub mod sheet;
 pub mod size;
 pub mod text;
 

@@ -20,10 +20,10 @@ const LOSSES: usize = 4096;
 /// Takes in an event. `now` counts seconds from the program's start.
 pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
     let mut effects = Vec::new();
-    let purpose = |session: &Session, job: JobId| session.jobs.get(&job).cloned();
+    let purpose = |session: &Session, job: JobId| session.jobs.get(&job).map(|job| job.purpose.clone());
     let State { settings, session } = state;
     match event {
-        Event::Started(_) => {}
+        Event::Started(job) => session.running = Some(job),
         Event::Progress { job, stage, done, total } => {
             session.progress = Some(Progress { job, stage, done, total });
             if stage == Stage::Train {
@@ -55,7 +55,7 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
         Event::Blend(job, _) if matches!(purpose(session, job), Some(Purpose::Base(_))) => {}
         Event::Blend(_, report) => session.report = Some(report),
         Event::Preview { job, picture, .. } => {
-            if matches!(purpose(session, job), Some(Purpose::Draw | Purpose::Live)) {
+            if matches!(purpose(session, job), Some(Purpose::Draw | Purpose::Live | Purpose::Grid)) {
                 session.canvas.preview = Some((next(session), Arc::new(picture)));
             }
         }
@@ -124,8 +124,9 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
 
 fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
     let session = &mut state.session;
-    let purpose = session.jobs.remove(&job);
+    let purpose = session.jobs.remove(&job).map(|job| job.purpose);
     session.tally.strays += u64::from(purpose.is_none());
+    session.running = session.running.filter(|running| *running != job);
     if session.progress.is_some_and(|p| p.job == job) {
         session.progress = None;
     }
@@ -149,7 +150,9 @@ fn finished(session: &mut Session, purpose: &Purpose, picture: Picture) {
         session.canvas.base = Some((recipe::base_key(&shot.recipe), shot));
         return;
     }
-    session.last_secs = Some(elapsed);
+    if *purpose != Purpose::Grid {
+        session.last_secs = Some(elapsed);
+    }
     session.canvas.preview = None;
     let current = session.canvas.shot.as_ref().map(|shot| shot.id);
     // Dragging a slider leaves one picture, not thirty.

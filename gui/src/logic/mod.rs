@@ -3,6 +3,8 @@
 
 mod blend;
 mod events;
+mod grid;
+mod queue;
 mod recipe;
 mod training;
 
@@ -15,6 +17,8 @@ use scumble::{
 
 pub use blend::{adapters, mix, request};
 pub use events::receive;
+pub use grid::{choices, defaults, grid, typed};
+pub use queue::title;
 pub use training::{config, eta_secs, out_path, pictures_per_sec};
 
 use crate::state::{Open, Purpose, Session, Settings, Shot, State};
@@ -42,6 +46,12 @@ pub enum Action {
     Restore(Box<Recipe>, Option<PathBuf>),
     /// A picture of the history, with everything.
     RestoreShot(u64),
+    /// Choose what a grid is to show.
+    OpenGrid,
+    /// Draw it.
+    DrawGrid,
+    /// Stop one job, whether it runs or waits.
+    CancelJob(JobId),
     /// Base and blend side by side.
     ToggleCompare,
     /// The picture to the clipboard.
@@ -133,11 +143,21 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             if !settings.keep_seed && session.drawn_seed == Some(settings.seed) {
                 settings.seed = another_seed(settings.seed, now);
             }
-            draw(settings, session, Purpose::Draw, &mut effects);
+            // What only followed changes is not waited for; what was asked for is, one after the other.
+            let live = session.jobs.iter().filter(|(_, job)| job.purpose == Purpose::Live);
+            effects.extend(live.map(|(id, _)| Effect::Stop(*id)));
+            draw(settings, session, (Purpose::Draw, false), &mut effects);
         }
+        Action::OpenGrid => {
+            session.grid = defaults(settings);
+            session.open.grid = true;
+        }
+        Action::DrawGrid => grid::draw(settings, session, &mut effects),
+        Action::CancelJob(job) => queue::cancel(session, job, &mut effects),
         Action::NewSeed => {
             settings.seed = another_seed(settings.seed, now);
-            draw(settings, session, Purpose::Draw, &mut effects);
+            // A series is not lost to a slider.
+            draw(settings, session, (Purpose::Draw, settings.count == 1), &mut effects);
         }
         Action::Changed => changed(settings, session, &mut effects),
         Action::Cancel => cancel(session, &mut effects),
@@ -157,7 +177,7 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         Action::Restore(recipe, folder) => {
             recipe::restore(settings, session, &recipe, folder.as_deref());
             describe_new(settings, session, &mut effects);
-            draw(settings, session, Purpose::Draw, &mut effects);
+            draw(settings, session, (Purpose::Draw, true), &mut effects);
         }
         Action::RestoreShot(id) => {
             if let Some(shot) = session.history.iter().find(|shot| shot.id == id).cloned() {
@@ -220,7 +240,7 @@ pub fn begin(state: &mut State) -> Vec<Effect> {
     let State { settings, session } = state;
     describe_new(settings, session, &mut effects);
     if settings.live {
-        draw(settings, session, Purpose::Live, &mut effects);
+        draw(settings, session, (Purpose::Live, true), &mut effects);
     }
     effects.extend(settings.library.clone().map(|f| Effect::Submit(Purpose::Library, Command::Library(f))));
     if let Some(folder) = settings.train.folder.clone() {
@@ -229,13 +249,17 @@ pub fn begin(state: &mut State) -> Vec<Effect> {
     effects
 }
 
-fn draw(settings: &Settings, session: &mut Session, purpose: Purpose, effects: &mut Vec<Effect>) {
+/// With `replace`, the picture gives way to the next such one.
+fn draw(
+    settings: &Settings,
+    session: &mut Session,
+    (purpose, replace): (Purpose, bool),
+    effects: &mut Vec<Effect>,
+) {
     let mut request = request(settings);
     if purpose != Purpose::Draw {
         request.count = 1;
     }
-    // A series that was asked for is not lost to a slider.
-    let replace = request.count == 1;
     session.drawn_seed = Some(settings.seed);
     let draw = Draw { mix: mix(settings, 1.0), request, replace };
     effects.push(Effect::Submit(purpose, Command::Draw(Box::new(draw))));
@@ -243,7 +267,7 @@ fn draw(settings: &Settings, session: &mut Session, purpose: Purpose, effects: &
 
 fn changed(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
     if settings.live && !session.is_training() {
-        draw(settings, session, Purpose::Live, effects);
+        draw(settings, session, (Purpose::Live, true), effects);
     }
 }
 
@@ -252,7 +276,7 @@ fn cancel(session: &mut Session, effects: &mut Vec<Effect>) {
         session.open = Open::default();
         return;
     }
-    let stopped = session.jobs.iter().filter(|(_, purpose)| **purpose != Purpose::Train);
+    let stopped = session.jobs.iter().filter(|(_, job)| job.purpose != Purpose::Train);
     effects.extend(stopped.map(|(job, _)| Effect::Stop(*job)));
 }
 
@@ -284,7 +308,9 @@ fn describe_new(settings: &Settings, session: &mut Session, effects: &mut Vec<Ef
 
 /// Draws the picture's base if it is to be compared with and not there.
 fn ensure_base(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
-    let Some(shot) = session.canvas.shot.as_ref().filter(|_| session.canvas.compare) else { return };
+    // A grid shows many blends.
+    let compared = |shot: &&Shot| session.canvas.compare && !shot.recipe.is_grid();
+    let Some(shot) = session.canvas.shot.as_ref().filter(compared) else { return };
     let key = recipe::base_key(&shot.recipe);
     let there = session.canvas.base.as_ref().is_some_and(|(of, _)| *of == key);
     if there || session.has(|p| *p == Purpose::Base(key.clone())) {

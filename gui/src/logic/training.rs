@@ -99,7 +99,7 @@ fn start(settings: &Settings, session: &mut Session, resume: bool, effects: &mut
 /// Stops, for now or for good.
 pub(super) fn stop(session: &mut Session, pausing: bool, effects: &mut Vec<Effect>) {
     session.training.pausing = pausing;
-    let jobs = session.jobs.iter().filter(|(_, purpose)| **purpose == Purpose::Train);
+    let jobs = session.jobs.iter().filter(|(_, job)| job.purpose == Purpose::Train);
     effects.extend(jobs.map(|(job, _)| Effect::Stop(*job)));
 }
 

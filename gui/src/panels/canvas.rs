@@ -34,8 +34,8 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     // Previews are small: they are shown at the size of the picture to come.
     let rect = textures::fit(place, &image);
     let texture = view.textures.get(ui.ctx(), id, &image);
-    let base = view.state.session.canvas.base.as_ref().filter(|_| view.state.session.canvas.compare);
-    if let Some((_, base)) = base {
+    let compared = !base_is_hidden(view);
+    if let Some((_, base)) = view.state.session.canvas.base.as_ref().filter(|_| compared) {
         let left = view.textures.get(ui.ctx(), base.id, &base.image);
         let mut at = view.state.session.canvas.divider.unwrap_or(0.5);
         compare::show(ui, rect, (left, texture), &mut at);
@@ -58,7 +58,9 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
 
 fn base_is_hidden(view: &View<'_>) -> bool {
     let canvas = &view.state.session.canvas;
-    !canvas.compare || canvas.base.is_none()
+    // A grid shows many blends.
+    let grid = canvas.shot.as_ref().is_some_and(|shot| shot.recipe.is_grid());
+    !canvas.compare || canvas.base.is_none() || grid
 }
 
 fn tools(ui: &mut Ui, view: &mut View<'_>) {

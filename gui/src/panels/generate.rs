@@ -134,6 +134,9 @@ fn seed(ui: &mut Ui, view: &mut View<'_>) {
         let response = ui.add(DragValue::new(&mut settings.count).range(1..=64));
         named(response, text::COUNT);
         ui.label(text::COUNT);
+        if ui.button(text::GRID).on_hover_text(text::GRID_HINT).clicked() {
+            view.actions.push(Action::OpenGrid);
+        }
     });
     ui.checkbox(&mut settings.live, text::LIVE);
 }

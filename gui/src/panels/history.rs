@@ -1,9 +1,6 @@
 //! What was drawn.
 
-use eframe::egui::{
-    self, Color32, CornerRadius, RichText, ScrollArea, Sense, Stroke, Ui, WidgetInfo, accesskit::Role, pos2,
-    vec2,
-};
+use eframe::egui::{RichText, ScrollArea, Ui};
 
 use super::View;
 use crate::{
@@ -11,7 +8,7 @@ use crate::{
     state::Shot,
     text,
     theme::{self, Palette},
-    widgets::textures,
+    widgets::thumbnail::Thumbnail,
 };
 
 /// The side of a thumbnail.
@@ -29,7 +26,10 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
             // The newest first.
             let shots: Vec<Shot> = view.state.session.history.iter().rev().cloned().collect();
             for shot in shots {
-                if thumbnail(ui, view, &shot, current == Some(shot.id)) {
+                let chosen = Some(current == Some(shot.id));
+                let small =
+                    Thumbnail { id: shot.id, image: &shot.image, name: name(&shot), side: SIDE, chosen };
+                if small.show(ui, view.textures).clicked() {
                     view.act(Action::RestoreShot(shot.id));
                 }
             }
@@ -37,23 +37,7 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     });
 }
 
-fn thumbnail(ui: &mut Ui, view: &mut View<'_>, shot: &Shot, current: bool) -> bool {
-    let (place, response) = ui.allocate_exact_size(vec2(SIDE, SIDE), Sense::click());
-    let name = format!("{}, seed {}", shot.recipe.prompt, shot.recipe.seed.unwrap_or_default());
-    response.widget_info(|| WidgetInfo::selected(Role::Button, true, current, name.clone()));
-    if ui.is_rect_visible(place) {
-        let palette = Palette::of(ui);
-        let texture = view.textures.get(ui.ctx(), shot.id, &shot.image);
-        let rect = textures::fit(place, &shot.image);
-        let whole = egui::Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
-        let shape = egui::epaint::RectShape::filled(rect, CornerRadius::same(4), Color32::WHITE);
-        ui.painter().add(shape.with_texture(texture, whole));
-        let stroke = match (current, response.hovered() || response.has_focus()) {
-            (true, _) => Stroke::new(2.0, palette.accent),
-            (false, true) => Stroke::new(1.0, palette.accent),
-            (false, false) => Stroke::new(1.0, palette.line),
-        };
-        ui.painter().rect_stroke(rect, CornerRadius::same(4), stroke, egui::StrokeKind::Inside);
-    }
-    response.on_hover_text(name).clicked()
+fn name(shot: &Shot) -> String {
+    let what = if shot.recipe.is_grid() { text::GRID_OF } else { "" };
+    format!("{what}{}, seed {}", shot.recipe.prompt, shot.recipe.seed.unwrap_or_default())
 }

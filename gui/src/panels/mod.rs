@@ -3,9 +3,11 @@
 mod blend;
 mod canvas;
 mod generate;
+mod grid;
 mod history;
 mod overlays;
 mod problems;
+mod queue;
 mod styles;
 mod top;
 mod train;
@@ -101,5 +103,15 @@ fn short(path: &std::path::Path) -> String {
             PathBuf::from("…").join(&**folder).join(&**name).display().to_string()
         }
         _ => path.display().to_string(),
+    }
+}
+
+/// A span of time in words.
+fn time(secs: f64) -> String {
+    let secs = secs.round() as u64;
+    match (secs / 3600, secs / 60 % 60, secs % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s:02} s"),
+        (h, m, _) => format!("{h} h {m:02} min"),
     }
 }

@@ -22,6 +22,9 @@ pub fn draw(ui: &Ui, view: &mut View<'_>) {
     if open.export {
         export(ui, view);
     }
+    if open.grid {
+        super::grid::draw(ui, view);
+    }
     if open.closing {
         closing(ui, view);
     }

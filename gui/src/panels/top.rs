@@ -86,9 +86,10 @@ fn model(ui: &mut Ui, view: &mut View<'_>) {
 }
 
 /// What is being done, and what it costs.
-pub fn status(ui: &mut Ui, view: &View<'_>) {
-    let session = &view.state.session;
+pub fn status(ui: &mut Ui, view: &mut View<'_>) {
     ui.horizontal(|ui| {
+        super::queue::draw(ui, view);
+        let session = &view.state.session;
         ui.set_min_height(20.0);
         let colour = Palette::of(ui).quiet;
         let quiet = |text: String| RichText::new(text).small().color(colour);

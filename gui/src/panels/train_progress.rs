@@ -1,17 +1,15 @@
 //! How a training goes: loss, pace, previews.
 
-use eframe::egui::{
-    self, Color32, CornerRadius, RichText, ScrollArea, Sense, Ui, WidgetInfo, accesskit::Role, pos2, vec2,
-};
+use eframe::egui::{RichText, ScrollArea, Ui, vec2};
 use egui_plot::{Line, Plot, PlotPoints};
 
-use super::View;
+use super::{View, time};
 use crate::{
     logic,
     state::{Run, Shot},
     text,
     theme::{self, Palette},
-    widgets::textures,
+    widgets::thumbnail::Thumbnail,
 };
 
 /// The side of a preview.
@@ -40,14 +38,9 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
 fn sample(ui: &mut Ui, view: &mut View<'_>, step: u64, shot: &Shot) {
     ui.allocate_ui(vec2(SIDE, SIDE + 20.0), |ui| {
         ui.vertical(|ui| {
-            let (place, response) = ui.allocate_exact_size(vec2(SIDE, SIDE), Sense::hover());
             let name = format!("preview after step {step}");
-            response.widget_info(|| WidgetInfo::labeled(Role::Image, true, name.clone()));
-            let texture = view.textures.get(ui.ctx(), shot.id, &shot.image);
-            let rect = textures::fit(place, &shot.image);
-            let whole = egui::Rect::from_min_max(pos2(0.0, 0.0), pos2(1.0, 1.0));
-            let shape = egui::epaint::RectShape::filled(rect, CornerRadius::same(6), Color32::WHITE);
-            ui.painter().add(shape.with_texture(texture, whole));
+            let small = Thumbnail { id: shot.id, image: &shot.image, name, side: SIDE, chosen: None };
+            small.show(ui, view.textures);
             theme::caption(ui, &format!("step {step}"));
         });
     });
@@ -75,14 +68,5 @@ fn pace(ui: &mut Ui, view: &View<'_>) {
     }
     for line in lines.iter().filter(|line| !line.is_empty()) {
         ui.label(RichText::new(line).small().color(Palette::of(ui).quiet));
-    }
-}
-
-fn time(secs: f64) -> String {
-    let secs = secs.round() as u64;
-    match (secs / 3600, secs / 60 % 60, secs % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s:02} s"),
-        (h, m, _) => format!("{h} h {m:02} min"),
     }
 }

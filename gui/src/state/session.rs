@@ -15,7 +15,9 @@ use scumble::{
 #[derive(Debug, Default)]
 pub struct Session {
     /// What the engine was asked and has not ended.
-    pub jobs: BTreeMap<JobId, Purpose>,
+    pub jobs: BTreeMap<JobId, Job>,
+    /// The one whose turn it is.
+    pub running: Option<JobId>,
     /// What has become of those that are over.
     pub tally: Tally,
     /// The model in memory.
@@ -48,6 +50,8 @@ pub struct Session {
     pub open: Open,
     /// The library.
     pub library: LibraryView,
+    /// The grid to draw.
+    pub grid: GridForm,
     /// The training.
     pub training: TrainView,
     /// Adapters seen anywhere, by name: recipes call them so.
@@ -71,6 +75,15 @@ pub struct Tally {
     pub strays: u64,
 }
 
+/// A job the engine has not ended.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Why it was submitted.
+    pub purpose: Purpose,
+    /// What it is, for people.
+    pub title: String,
+}
+
 /// Why a job was submitted.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Purpose {
@@ -80,6 +93,8 @@ pub enum Purpose {
     Draw,
     /// A picture that follows a change.
     Live,
+    /// Many pictures as one.
+    Grid,
     /// The picture without styles, for comparing.
     Base(String),
     /// A style.
@@ -164,6 +179,8 @@ pub struct Open {
     pub library: bool,
     /// Exporting.
     pub export: bool,
+    /// What a grid is to show.
+    pub grid: bool,
     /// The question before closing.
     pub closing: bool,
 }
@@ -179,6 +196,40 @@ pub struct LibraryView {
     pub entries: Vec<Entry>,
     /// The rank to export to.
     pub export_rank: Option<usize>,
+}
+
+/// The grid window: what changes from left to right, and from top to bottom.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GridForm {
+    /// From left to right, from top to bottom.
+    pub sides: [GridSide; 2],
+}
+
+/// A side of a grid.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GridSide {
+    /// What changes.
+    pub varies: Varies,
+    /// Its values as they are typed, with commas.
+    pub values: String,
+}
+
+/// What changes along a side of a grid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Varies {
+    /// Nothing: one row.
+    #[default]
+    Nothing,
+    /// The weight of one style, by its place in the blend.
+    Weight(usize),
+    /// All weights at once.
+    Weights,
+    /// Denoising steps.
+    Steps,
+    /// The seed.
+    Seed,
+    /// One style at a time.
+    Style,
 }
 
 /// The training under way, or the last one.
@@ -232,12 +283,12 @@ pub enum Run {
 impl Session {
     /// True if a job of that kind runs or waits.
     pub fn has(&self, fits: impl Fn(&Purpose) -> bool) -> bool {
-        self.jobs.values().any(fits)
+        self.jobs.values().any(|job| fits(&job.purpose))
     }
 
     /// True while something is drawn.
     pub fn is_drawing(&self) -> bool {
-        self.has(|p| matches!(p, Purpose::Draw | Purpose::Live))
+        self.has(|p| matches!(p, Purpose::Draw | Purpose::Live | Purpose::Grid))
     }
 
     /// True while a style is trained.

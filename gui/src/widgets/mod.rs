@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod pad;
 pub mod textures;
+pub mod thumbnail;
 
 use eframe::egui::{self, Response, Ui};
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use eframe::egui::{self, ColorImage, Context, TextureHandle, TextureId, TextureOptions};
 use image::RgbImage;
+use scumble::pipeline::sheet;
 
 /// Textures by the picture's number. What is not shown for a while goes.
 #[derive(Default)]
@@ -19,6 +20,8 @@ impl std::fmt::Debug for Textures {
     }
 }
 
+/// Larger pictures are shown smaller: drivers refuse what is too large.
+const LONGEST_PX: usize = 4096;
 /// Frames a texture is kept without being shown: scrolling back uploads nothing.
 const KEPT: u64 = 240;
 /// Bytes of textures kept although they are not shown: a slider leaves one behind with every picture.
@@ -29,7 +32,9 @@ impl Textures {
     pub fn get(&mut self, ctx: &Context, id: u64, picture: &RgbImage) -> TextureId {
         let frame = self.frame;
         let (handle, seen) = self.known.entry(id).or_insert_with(|| {
-            (ctx.load_texture(format!("picture {id}"), colour(picture), TextureOptions::LINEAR), frame)
+            let most = ctx.input(|i| i.max_texture_side).min(LONGEST_PX);
+            let shown = sheet::small(picture, most as u32);
+            (ctx.load_texture(format!("picture {id}"), colour(&shown), TextureOptions::LINEAR), frame)
         });
         *seen = frame;
         handle.id()

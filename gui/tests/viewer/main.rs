@@ -3,5 +3,6 @@
 mod again;
 mod draw;
 mod names;
+mod pictures;
 mod support;
 mod train;

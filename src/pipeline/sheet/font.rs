@@ -53,22 +53,27 @@ const GLYPHS: &[(char, [u8; 7])] = &[
 ];
 
 /// How many pixels wide a text is at `dot` pixels a dot.
-pub(super) fn width(text: &str, dot: u32) -> u32 {
+pub fn width(text: &str, dot: u32) -> u32 {
     (text.chars().count() as u32 * CELL.0).saturating_sub(1) * dot
 }
 
+/// How many letters fit into a width.
+pub fn letters(width_px: u32, dot: u32) -> usize {
+    ((width_px / dot + 1) / CELL.0) as usize
+}
+
 /// How many pixels high a line is.
-pub(super) fn height(dot: u32) -> u32 {
+pub fn height(dot: u32) -> u32 {
     CELL.1 * dot
 }
 
 /// Writes a dark text with its upper left corner at `(x, y)`; what lies outside the picture is cut off.
-pub(super) fn draw(picture: &mut RgbImage, text: &str, at: (u32, u32), dot: u32) {
+pub fn draw(picture: &mut RgbImage, text: &str, at: (u32, u32), dot: u32) {
     draw_in(Rgb([36, 36, 42]), picture, text, at, dot);
 }
 
 /// The same in any colour.
-pub(super) fn draw_in(ink: Rgb<u8>, picture: &mut RgbImage, text: &str, (x, y): (u32, u32), dot: u32) {
+pub fn draw_in(ink: Rgb<u8>, picture: &mut RgbImage, text: &str, (x, y): (u32, u32), dot: u32) {
     for (i, letter) in text.to_uppercase().chars().enumerate() {
         let Some((_, rows)) = GLYPHS.iter().find(|(c, _)| *c == letter) else { continue };
         for (row, bits) in (0u32..).zip(rows) {
