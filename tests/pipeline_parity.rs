@@ -11,7 +11,7 @@ use scumble::{
     Result,
     adapter::{Blend, LoadOptions, Strength, fuse},
     diffusion::{Sampler, SigmaSchedule},
-    pipeline::{GenerateRequest, InitImage, Pipeline},
+    pipeline::{GenerateRequest, Generated, Hires, InitImage, Pipeline},
     progress::{CancelToken, Event},
     weights::{Checkpoint, Family},
 };
@@ -151,6 +151,57 @@ fn img2img_keeps_or_redraws() -> Result<()> {
     let (little, much) = (relative(&draw(0.25)?, &start)?, relative(&draw(1.0)?, &start)?);
     assert!(0.0 < little && little < much, "{little} {much}");
     assert!(draw(1.5).is_err());
+    Ok(())
+}
+
+/// Pictures, and how the steps were counted: done, of.
+type Counted = (Vec<Generated>, Vec<(u64, u64)>);
+
+#[test]
+fn a_second_pass_is_img2img_of_the_first_picture() -> Result<()> {
+    let mut pipeline = pipeline("sd1")?;
+    let first =
+        GenerateRequest { steps: 4, count: 3, batch: 2, seed: 10, sampler: Sampler::EulerA, ..request() };
+    let mut draw = |request: &GenerateRequest| -> Result<Counted> {
+        let mut steps = Vec::new();
+        let mut observer = |event: &Event<'_>| {
+            if let Event::Advanced { done, total, .. } = event {
+                steps.push((*done, *total));
+            }
+        };
+        Ok((pipeline.generate(request, &mut observer, &CancelToken::default())?, steps))
+    };
+    let (ones, _) = draw(&first)?;
+    for scale in [1.0, 1.5] {
+        let hires = Hires { scale, strength: 0.5, steps: Some(6) };
+        let (twos, steps) = draw(&GenerateRequest { hires: Some(hires), ..first.clone() })?;
+        assert_eq!(
+            steps,
+            (1..=17).map(|done| (done, 17)).collect::<Vec<_>>(),
+            "2 batches of 4, 3 pictures of 3"
+        );
+        for (one, two) in ones.iter().zip(&twos) {
+            let side = (32.0 * scale) as usize;
+            let alone = GenerateRequest {
+                init: Some(InitImage { pixels: one.image.clone(), strength: 0.5 }),
+                size_px: Some((side, side)),
+                seed: one.seed,
+                steps: 6,
+                count: 1,
+                ..first.clone()
+            };
+            assert_eq!((two.seed, &two.image), (one.seed, &draw(&alone)?.0[0].image));
+        }
+    }
+    let init = Some(InitImage { pixels: ones[0].image.clone(), strength: 0.5 });
+    let refused = |scale, init| GenerateRequest {
+        hires: Some(Hires { scale, ..Hires::default() }),
+        init,
+        ..first.clone()
+    };
+    for request in [refused(0.5, None), refused(9.0, None), refused(f64::NAN, None), refused(1.5, init)] {
+        assert!(draw(&request).is_err());
+    }
     Ok(())
 }
 

@@ -20,6 +20,7 @@ use crate::{
     files::{self, NewFolder},
     pipeline::{
         GenerateRequest, Generated, Pipeline,
+        hires::MAX_SCALE,
         infotext::{self, Recipe},
         request::{MAX_CFG_SCALE, MAX_SIDE_PX, MAX_STEPS},
     },
@@ -83,6 +84,15 @@ pub(super) struct Args {
     /// How much of it is redrawn, 0 to 1 [default: 0.75]
     #[arg(long, value_name = "SHARE", alias = "denoising-strength", allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
     pub strength: Option<f64>,
+    /// Draw a second pass on the picture enlarged this many times: large pictures keep their composition
+    #[arg(long, value_name = "SCALE", allow_hyphen_values = true, value_parser = real(1.0, MAX_SCALE))]
+    pub hires: Option<f64>,
+    /// How much of it is drawn again, 0 to 1 [default: 0.5]
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
+    pub hires_strength: Option<f64>,
+    /// Steps of its schedule, of which that share is done [default: those of the first pass]
+    #[arg(long, value_name = "N", value_parser = whole(1, MAX_STEPS))]
+    pub hires_steps: Option<usize>,
     /// The text encoder's layer that is read, 1 the last [default: the model's own]
     #[arg(long, value_name = "N", value_parser = whole(1, usize::MAX))]
     pub clip_skip: Option<usize>,

@@ -11,7 +11,7 @@ use crate::{
     error::{Error, Result},
     files::walk,
     pipeline::{
-        GenerateRequest, InitImage,
+        GenerateRequest, Hires, InitImage,
         infotext::{self, CFG_RESCALE, EMPHASIS, EmbeddingUse, LORA_MODE, LORA_NORMALIZE, LoraUse, Recipe},
     },
 };
@@ -46,7 +46,8 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
         named.clone_from(&recipe.loras);
     }
     let init = args.init.clone().or_else(|| recipe.other(INIT_IMAGE).map(PathBuf::from));
-    if init.is_none() && recipe.denoising_strength.is_some() {
+    let hires = hires(args, &recipe)?;
+    if init.is_none() && hires.is_none() && recipe.denoising_strength.is_some() {
         return Err(Error::invalid(
             "this picture was drawn over another one, which its recipe does not name",
         )
@@ -70,6 +71,7 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
     let request = GenerateRequest {
         prompt,
         init: pixels,
+        hires,
         seed: seed.or(recipe.seed).unwrap_or_else(seed::fresh),
         ..request(args, &recipe)?
     };
@@ -110,6 +112,22 @@ fn embeddings(args: &Args, recipe: &Recipe, request: &GenerateRequest) -> embedd
     let called = |word: &&EmbeddingUse| prompts.iter().any(|prompt| prompt.contains(&plain(&word.name)));
     let named = recipe.embeddings.iter().filter(called).cloned().collect();
     embeddings::Wanted { given: args.embedding.clone(), named, folders }
+}
+
+/// The second pass: that of the recipe, changed by options.
+fn hires(args: &Args, recipe: &Recipe) -> Result<Option<Hires>> {
+    let noted = Hires::of(recipe).filter(|_| args.init.is_none());
+    let Some(hires) = args.hires.map(|scale| Hires { scale, ..noted.unwrap_or_default() }).or(noted) else {
+        if args.hires_strength.is_some() || args.hires_steps.is_some() {
+            return Err(Error::invalid(
+                "`--hires-strength` and `--hires-steps` belong to a second pass; there is none",
+            )
+            .with_hint("ask for one with `--hires 1.5`"));
+        }
+        return Ok(None);
+    };
+    let strength = args.hires_strength.unwrap_or(hires.strength);
+    Ok(Some(Hires { strength, steps: args.hires_steps.or(hires.steps), ..hires }))
 }
 
 fn request(args: &Args, recipe: &Recipe) -> Result<GenerateRequest> {

@@ -92,7 +92,7 @@ impl Pipeline {
     /// # Errors
     /// If the sum of base and adapters leaves the range of the base's dtype.
     pub fn settle_blend(&mut self, request: &GenerateRequest) -> Result<BlendMode> {
-        let looks = request.steps * request.count;
+        let looks = request.steps_in_all() * request.count;
         let open = self.blend.mode == BlendMode::Auto && !self.applied.fused;
         // On other devices a look is bound by its kernels' number, and the weights would travel back and forth.
         let pays = looks >= LOOKS_WORTH_FUSING && self.device().is_cpu();

@@ -65,6 +65,9 @@ impl Pipeline {
         finished: &mut dyn FnMut(Generated, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         request.check(self)?;
+        if let Some(hires) = request.hires {
+            return self.generate_twice((request, hires), observer, cancel, finished);
+        }
         let size_px = request.size_on(self)?;
         cancel.check()?;
         if let Some(message) = self.size().warning(&self.origin, size_px) {

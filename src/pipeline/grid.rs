@@ -98,7 +98,7 @@ impl Pipeline {
         let columns = grid.x.labels(&names);
         let rows = grid.y.as_ref().map_or_else(|| vec![String::new()], |y| y.labels(&names));
         let (stage, total) = (Stage::Sample, columns.len() * rows.len());
-        let cell_px = cell_px(request.size_on(self)?, total);
+        let cell_px = cell_px(request.final_size_on(self)?, total);
         let sheet = Sheet { columns: &columns, rows: &rows, cell_px, title: &request.prompt };
         let mut drawn = DrawnGrid { picture: sheet.blank(), done: 0, total };
         observer.observe(&Event::Started { stage, total: total as u64 });

@@ -14,7 +14,7 @@ mod carrier;
 mod names;
 mod pairs;
 
-use super::GenerateRequest;
+use super::{GenerateRequest, Hires};
 use crate::{
     adapter::{BlendMode, Strength},
     error::Result,
@@ -65,7 +65,7 @@ pub struct Recipe {
     pub model: Option<String>,
     /// The first 10 hexadecimal digits of the checkpoint's SHA-256.
     pub model_hash: Option<String>,
-    /// img2img: how much was redrawn, 0 to 1.
+    /// img2img, and the second pass: how much was redrawn, 0 to 1.
     pub denoising_strength: Option<f64>,
     /// Which text encoder layer from the end; 1 or `None` is the last.
     pub clip_skip: Option<usize>,
@@ -135,6 +135,7 @@ impl Recipe {
         if request.emphasis != Default::default() {
             other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
         }
+        other.extend(request.hires.iter().flat_map(Hires::note));
         Self {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative.clone(),
@@ -144,7 +145,7 @@ impl Recipe {
             cfg_scale: request.cfg_scale,
             seed: Some(request.seed),
             size_px: request.size_px,
-            denoising_strength: request.init.as_ref().map(|i| i.strength),
+            denoising_strength: request.strength(),
             clip_skip: request.clip_skip,
             eta: request.eta,
             version: Some(this_version()),

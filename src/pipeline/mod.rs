@@ -6,6 +6,7 @@ pub mod embeddings;
 pub mod export;
 pub mod generate;
 pub mod grid;
+pub mod hires;
 pub mod img2img;
 pub mod infotext;
 pub mod layers;
@@ -23,6 +24,7 @@ use candle_core::{DType, Device};
 
 pub use decode::Tiles;
 pub use generate::Generated;
+pub use hires::Hires;
 pub use request::{GenerateRequest, InitImage};
 pub use size::ModelSize;
 pub use text::{Conditioning, TextEncoders};

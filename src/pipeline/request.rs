@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use image::RgbImage;
 
-use super::{ModelSize, Pipeline, text::TextOptions};
+use super::{Hires, ModelSize, Pipeline, text::TextOptions};
 use crate::{
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
@@ -43,6 +43,8 @@ pub struct GenerateRequest {
     pub eta: Option<f64>,
     /// Starts from a picture instead of noise alone.
     pub init: Option<InitImage>,
+    /// Enlarges the finished picture and draws it again in part.
+    pub hires: Option<Hires>,
     /// The noise to start from instead of the seeds', unit normal (count, h, w, c): for comparing with other programs.
     pub noise: Option<Tensor>,
     /// Sends [`Event::Preview`](crate::progress::Event::Preview) every so many steps; 0 is never.
@@ -76,6 +78,7 @@ impl Default for GenerateRequest {
             emphasis: Emphasis::default(),
             eta: None,
             init: None,
+            hires: None,
             noise: None,
             preview_every: 0,
         }
@@ -98,6 +101,12 @@ impl GenerateRequest {
     /// The guidance on `pipeline`.
     pub fn cfg_scale_on(&self, pipeline: &Pipeline) -> f64 {
         self.cfg_scale.unwrap_or(pipeline.conventions.cfg_scale)
+    }
+
+    /// How much is drawn again of the picture it starts from, or that the second pass does.
+    pub fn strength(&self) -> Option<f64> {
+        let init = self.init.as_ref().map(|init| init.strength);
+        init.or(self.hires.map(|hires| hires.strength))
     }
 
     pub(super) fn text_options(&self) -> TextOptions {
@@ -130,12 +139,11 @@ impl GenerateRequest {
                 pipeline.origin, channels.0, channels.1
             )));
         }
-        let strength = self.init.as_ref().map(|init| init.strength);
         for (name, value, most) in [
             ("cfg", Some(self.cfg_scale_on(pipeline)), MAX_CFG_SCALE),
             ("cfg rescale", Some(self.cfg_rescale), 1.0),
             ("eta", self.eta, 1.0),
-            ("strength", strength, 1.0),
+            ("strength", self.strength(), 1.0),
         ] {
             if let Some(value) = value.filter(|value| !(0.0..=most).contains(value)) {
                 return Err(Error::invalid(format!("expected {name} from 0 to {most}, found {value}")));
