@@ -143,7 +143,7 @@ fn img2img_keeps_or_redraws() -> Result<()> {
     let pixels = image::RgbImage::from_fn(32, 32, |x, y| image::Rgb([x as u8 * 8, y as u8 * 8, 128]));
     let start = pipeline.encode_picture(&pixels)?;
     let mut draw = |strength: f64| -> Result<Tensor> {
-        let init = Some(InitImage { pixels: pixels.clone(), strength });
+        let init = Some(InitImage::new(pixels.clone(), strength));
         let request = GenerateRequest { init, steps: 8, ..request() };
         Ok(pipeline.generate(&request, &mut (), &CancelToken::default())?.remove(0).latents)
     };
@@ -183,7 +183,7 @@ fn a_second_pass_is_img2img_of_the_first_picture() -> Result<()> {
         for (one, two) in ones.iter().zip(&twos) {
             let side = (32.0 * scale) as usize;
             let alone = GenerateRequest {
-                init: Some(InitImage { pixels: one.image.clone(), strength: 0.5 }),
+                init: Some(InitImage::new(one.image.clone(), 0.5)),
                 size_px: Some((side, side)),
                 seed: one.seed,
                 steps: 6,
@@ -193,7 +193,7 @@ fn a_second_pass_is_img2img_of_the_first_picture() -> Result<()> {
             assert_eq!((two.seed, &two.image), (one.seed, &draw(&alone)?.0[0].image));
         }
     }
-    let init = Some(InitImage { pixels: ones[0].image.clone(), strength: 0.5 });
+    let init = Some(InitImage::new(ones[0].image.clone(), 0.5));
     let refused = |scale, init| GenerateRequest {
         hires: Some(Hires { scale, ..Hires::default() }),
         init,

@@ -8,8 +8,9 @@ use std::{
 
 use eframe::egui::{self, Context, Key, KeyboardShortcut, Modifiers, ViewportCommand};
 use scumble::{
+    dataset::decode,
     device::{DeviceChoice, Precision},
-    engine::Engine,
+    engine::{Engine, start},
     error::{Error, Result},
     files,
     pipeline::infotext::{self, Recipe},
@@ -20,15 +21,13 @@ use crate::{
     logic::{self, Action, Dialog, Effect},
     panels::{self, View},
     samples,
-    state::{Job, Settings, State, Tab, ThemeChoice},
+    state::{Settings, State, Tab, ThemeChoice},
     theme,
     widgets::textures::{self, Textures},
 };
 
 /// Where settings are kept in eframe's storage.
 const STORED: &str = "settings";
-/// What recipes are read from.
-const PICTURES: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 
 /// The viewer.
 #[derive(Debug)]
@@ -113,11 +112,11 @@ impl App {
                     ctx,
                 );
                 self.state.session.open.library |= !training;
-            } else if PICTURES.contains(&ending.as_str()) {
-                self.act(restored(path), ctx);
+            } else if decode::EXTENSIONS.contains(&ending.as_str()) {
+                self.act(dropped_picture(path), ctx);
             } else if ending != "safetensors" {
                 let message = format!("{}: is no adapter, no picture and no folder", path.display());
-                let hint = "drop `.safetensors` files, or pictures that were drawn with a recipe in them";
+                let hint = "drop `.safetensors` files, folders, or pictures: with a recipe in them, or to start from";
                 self.act(Action::Tell(message, Some(hint.into())), ctx);
             }
         }
@@ -199,7 +198,7 @@ impl App {
         for effect in effects {
             match effect {
                 Effect::Submit(purpose, command) => {
-                    let job = Job { purpose, title: logic::title(&command) };
+                    let job = logic::job(&self.state.session, purpose, &command);
                     match self.engine.submit(command) {
                         Ok(id) => {
                             self.state.session.tally.submitted += 1;
@@ -212,6 +211,12 @@ impl App {
                 Effect::Copy(shot) => ctx.copy_image(textures::colour(&shot.image)),
                 Effect::Save(shot, path) => self.later(ctx, move || {
                     infotext::write_png(&path, &shot.image, &shot.recipe).err().map(|e| told(&e))
+                }),
+                Effect::ReadStart(path, draw) => self.later(ctx, move || {
+                    Some(match start::read(&path, 1.0) {
+                        Ok(init) => Action::SetStart(init.pixels, init.source, draw),
+                        Err(e) => told(&e),
+                    })
                 }),
                 Effect::WriteCaption(path, text) => self
                     .later(ctx, move || files::write_bytes(&path, text.as_bytes()).err().map(|e| told(&e))),
@@ -283,17 +288,12 @@ impl eframe::App for App {
     }
 }
 
-/// What to do with a picture: everything as its recipe says.
-fn restored(path: &Path) -> Action {
+/// What to do with a picture: everything as its recipe says; without one, it is a picture to start from.
+fn dropped_picture(path: &Path) -> Action {
     match infotext::read_text(path) {
-        Ok(Some(text)) => {
-            Action::Restore(Box::new(Recipe::parse(&text)), path.parent().map(Path::to_path_buf))
-        }
-        Ok(None) => {
-            let hint = "messengers and galleries often strip it; use the picture as it was saved";
-            Action::Tell(format!("{}: the picture has no recipe in it", path.display()), Some(hint.into()))
-        }
-        Err(e) => told(&e),
+        Ok(Some(text)) => Action::Restore(Box::new(Recipe::parse(&text)), Some(path.to_path_buf())),
+        // What is wrong with a file is said when its pixels are read.
+        Ok(None) | Err(_) => Action::StartFrom(path.to_path_buf()),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The system's dialogs for files and folders.
 
 use rfd::FileDialog;
+use scumble::dataset::decode;
 
 use crate::logic::{Action, Dialog};
 
@@ -17,6 +18,10 @@ pub fn ask(dialog: Dialog, name: &str) -> Option<Action> {
         }
         Dialog::SavePicture => {
             FileDialog::new().add_filter("PNG", &["png"]).set_file_name(name).save_file().map(Action::SaveTo)
+        }
+        Dialog::StartPicture => {
+            let pictures = FileDialog::new().add_filter("pictures", &decode::EXTENSIONS);
+            pictures.pick_file().map(Action::StartFrom)
         }
         Dialog::ExportBlend => safetensors().set_file_name(name).save_file().map(Action::ExportTo),
         Dialog::Library => FileDialog::new().pick_folder().map(Action::ScanLibrary),

@@ -44,6 +44,29 @@ pub const CANCEL: &str = "Cancel";
 pub const LIVE: &str = "Draw while I change things";
 pub const OWN: &str = "The model's own";
 
+// Start and second pass
+pub const START: &str = "Start from";
+pub const START_CHOOSE: &str = "Start from a picture…";
+pub const START_HINT: &str =
+    "Draw over a picture instead of noise. Pictures dropped onto the window do the same.";
+pub const START_REMOVE: &str = "Start from noise";
+pub const START_THIS: &str = "Use as start";
+pub const START_THIS_HINT: &str = "Draw over this picture";
+pub const START_DRAWN: &str = "drawn, seed ";
+pub const START_LOST: &str = "this picture was drawn over another one, which is not here: it will differ";
+pub const START_LOST_HINT: &str = "drop that picture onto the window";
+pub const STRENGTH: &str = "Strength";
+pub const STRENGTH_HINT: &str = "How much is drawn anew: 0 keeps the picture as it is, 1 keeps nothing of it. About 0.3 changes the style, 0.75 the content too.";
+pub const HIRES: &str = "Second pass (hires)";
+pub const HIRES_ON: &str = "Enlarge and draw again";
+pub const HIRES_HINT: &str =
+    "Draws at the size above, enlarges, and draws that again in part: large pictures keep their composition";
+pub const HIRES_SCALE: &str = "Times as large";
+pub const HIRES_STRENGTH: &str = "Drawn again";
+pub const HIRES_STEPS: &str = "Steps of the second pass";
+pub const HIRES_SAME: &str = "the same";
+pub const HIRES_NOT: &str = "A picture to start from is enlarged to the size itself";
+
 // Grid
 pub const GRID: &str = "Grid…";
 pub const GRID_HINT: &str = "Many pictures as one, with labels: weights, steps, seeds or styles side by side";

@@ -2,23 +2,23 @@
 
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest as _, Sha256};
-
 use super::{Context, embeddings, generate::Args, loras::Wanted, seed};
 use crate::{
     adapter::BlendMode,
-    dataset::{Limits, decode},
+    dataset::decode,
+    engine::start,
     error::{Error, Result},
     files::walk,
     pipeline::{
-        GenerateRequest, Hires, InitImage,
-        infotext::{self, CFG_RESCALE, EMPHASIS, EmbeddingUse, LORA_MODE, LORA_NORMALIZE, LoraUse, Recipe},
+        GenerateRequest, Hires, InitSource,
+        infotext::{
+            self, CFG_RESCALE, EMPHASIS, EmbeddingUse, INIT_IMAGE, INIT_IMAGE_HASH, LORA_MODE,
+            LORA_NORMALIZE, LoraUse, Recipe,
+        },
     },
 };
 
-/// More keys of ours that the web UI has no word for.
-const INIT_IMAGE: &str = "Init image";
-const INIT_IMAGE_HASH: &str = "Init image hash";
+/// One more key of ours that the web UI has no word for.
 const WHOLE_LOKR_SCALE: &str = "Whole LoKr scale";
 
 /// What will be drawn.
@@ -30,8 +30,6 @@ pub(super) struct Plan {
     pub model_hash: Option<String>,
     pub loras: Wanted,
     pub embeddings: embeddings::Wanted,
-    /// Its path and the beginning of its sha256.
-    init: Option<(PathBuf, String)>,
 }
 
 /// Joins options and recipe: an option given by the user always wins.
@@ -58,19 +56,21 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
             .with_hint("name one with `--init`"));
     }
     let seed = args.seed.map(|seed| seed.number(&context.console));
-    let opened = init.map(|path| open_init(path, args, &recipe)).transpose()?;
-    let (pixels, init) = opened.unzip();
-    if let (None, Some((path, found)), Some(noted)) = (&args.init, &init, recipe.other(INIT_IMAGE_HASH))
-        && found != noted
+    let strength = args.strength.or(recipe.denoising_strength).unwrap_or(0.75);
+    let init = init.map(|path| start::read(&path, strength)).transpose()?;
+    let source = init.as_ref().and_then(|init| init.source.as_ref());
+    if let (None, Some(InitSource { path, hash }), Some(noted)) =
+        (&args.init, source, recipe.other(INIT_IMAGE_HASH))
+        && hash != noted
     {
         let path = path.display();
         context
             .console
-            .note(&format!("warning: {path} is not the picture it was: {found}, the recipe says {noted}"));
+            .note(&format!("warning: {path} is not the picture it was: {hash}, the recipe says {noted}"));
     }
     let request = GenerateRequest {
         prompt,
-        init: pixels,
+        init,
         hires,
         seed: seed.or(recipe.seed).unwrap_or_else(seed::fresh),
         ..request(args, &recipe)?
@@ -97,7 +97,6 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
         model_hash: recipe.model_hash.filter(|_| args.model.is_none()),
         loras,
         embeddings,
-        init,
     })
 }
 
@@ -179,11 +178,6 @@ impl Plan {
         if let Some(scale) = self.loras.loading.whole_lokr_scale.filter(|_| !loras.is_empty()) {
             recipe.other.push((WHOLE_LOKR_SCALE.to_owned(), scale.to_string()));
         }
-        if let Some((init, hash)) = &self.init {
-            let absolute = std::path::absolute(init).unwrap_or_else(|_| init.clone());
-            recipe.other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
-            recipe.other.push((INIT_IMAGE_HASH.to_owned(), hash.clone()));
-        }
         recipe
     }
 }
@@ -196,15 +190,6 @@ fn read(path: &Path) -> Result<Recipe> {
         None => Err(Error::file(path, "the picture has no recipe in it")
             .with_hint("messengers and galleries often strip it; use a picture as it was saved")),
     }
-}
-
-fn open_init(path: PathBuf, args: &Args, recipe: &Recipe) -> Result<(InitImage, (PathBuf, String))> {
-    let strength = args.strength.or(recipe.denoising_strength).unwrap_or(0.75);
-    walk::expect(&path, &decode::EXTENSIONS)?;
-    let bytes = decode::load(&path)?;
-    let pixels = decode::decode(&path, &bytes, &Limits::default())?.pixels;
-    let hash = format!("{:x}", Sha256::digest(&bytes))[..10].to_owned();
-    Ok((InitImage { pixels, strength }, (path, hash)))
 }
 
 fn folder_or_here(folder: &Path) -> PathBuf {

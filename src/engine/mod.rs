@@ -13,6 +13,7 @@ mod look;
 mod memory;
 mod model;
 mod queue;
+pub mod start;
 #[cfg(test)]
 mod tests;
 mod train;

@@ -139,7 +139,7 @@ impl Pipeline {
             let pictures = self.generate(&once, &mut part, cancel)?;
             before += steps[0];
             for (index, Generated { image, seed, .. }) in pictures.into_iter().enumerate() {
-                let init = Some(InitImage { pixels: image, strength: hires.strength });
+                let init = Some(InitImage::new(image, hires.strength));
                 let twice = GenerateRequest { init, seed, ..twice.clone() };
                 let mut part = Part { observer: &mut *observer, before, total, first: first + index == 0 };
                 let pictures = self.generate(&twice, &mut part, cancel)?;

@@ -33,6 +33,10 @@ const MINIMUM_PAIRS: usize = 3;
 pub const CFG_RESCALE: &str = "CFG rescale";
 /// What weights in prompts did, if not what the web UI does.
 pub const EMPHASIS: &str = "Emphasis";
+/// The file of the picture it was drawn over.
+pub const INIT_IMAGE: &str = "Init image";
+/// The first 10 hexadecimal digits of that file's SHA-256.
+pub const INIT_IMAGE_HASH: &str = "Init image hash";
 /// How adapters were in the network: decides over the last bits.
 pub const LORA_MODE: &str = "Lora mode";
 /// Set if the sum of the adapters was kept in bounds.
@@ -136,6 +140,11 @@ impl Recipe {
             other.push((EMPHASIS.to_owned(), request.emphasis.name().to_owned()));
         }
         other.extend(request.hires.iter().flat_map(Hires::note));
+        if let Some(source) = request.init.as_ref().and_then(|init| init.source.as_ref()) {
+            let absolute = std::path::absolute(&source.path).unwrap_or_else(|_| source.path.clone());
+            other.push((INIT_IMAGE.to_owned(), absolute.display().to_string()));
+            other.push((INIT_IMAGE_HASH.to_owned(), source.hash.clone()));
+        }
         Self {
             prompt: request.prompt.clone(),
             negative_prompt: request.negative.clone(),

@@ -25,7 +25,7 @@ use candle_core::{DType, Device};
 pub use decode::Tiles;
 pub use generate::Generated;
 pub use hires::Hires;
-pub use request::{GenerateRequest, InitImage};
+pub use request::{GenerateRequest, InitImage, InitSource};
 pub use size::ModelSize;
 pub use text::{Conditioning, TextEncoders};
 

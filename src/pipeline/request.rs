@@ -1,5 +1,7 @@
 //! What to draw.
 
+use std::{path::PathBuf, sync::Arc};
+
 use candle_core::Tensor;
 use image::RgbImage;
 
@@ -55,9 +57,27 @@ pub struct GenerateRequest {
 #[derive(Debug, Clone)]
 pub struct InitImage {
     /// Scaled to the request's size, its sides cropped where the proportions differ.
-    pub pixels: RgbImage,
+    pub pixels: Arc<RgbImage>,
     /// How much is redrawn: 0 nothing, 1 everything.
     pub strength: f64,
+    /// Where it is from, for recipes.
+    pub source: Option<InitSource>,
+}
+
+/// The file of a picture to start from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InitSource {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The first 10 hexadecimal digits of its SHA-256.
+    pub hash: String,
+}
+
+impl InitImage {
+    /// A picture that is in no file.
+    pub fn new(pixels: impl Into<Arc<RgbImage>>, strength: f64) -> Self {
+        Self { pixels: pixels.into(), strength, source: None }
+    }
 }
 
 impl Default for GenerateRequest {

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use scumble::{
     adapter::Strength,
     engine::{LoraUse, Mix},
-    pipeline::GenerateRequest,
+    pipeline::{GenerateRequest, Hires},
 };
 
-use super::{Effect, changed, describe_new};
-use crate::state::{Session, Settings, Style};
+use super::{Effect, changed, describe_new, start};
+use crate::state::{HiresForm, Session, Settings, Style};
 
 /// The blend, every weight times `factor`. Styles that are off stay in it with weight 0, so that they stay in memory.
 pub fn mix(settings: &Settings, factor: f64) -> Mix {
@@ -29,8 +29,13 @@ pub fn mix(settings: &Settings, factor: f64) -> Mix {
 }
 
 /// What to draw. Names that are no longer known become the defaults.
-pub fn request(settings: &Settings) -> GenerateRequest {
+pub fn request(settings: &Settings, session: &Session) -> GenerateRequest {
     let defaults = GenerateRequest::default();
+    let init = start::init(session.start.as_ref(), settings.strength);
+    let HiresForm { on, scale, strength, steps } = settings.hires;
+    // A picture to start from is enlarged to the size itself.
+    let hires =
+        (on && init.is_none()).then(|| Hires { scale, strength, steps: (steps > 0).then_some(steps) });
     GenerateRequest {
         prompt: settings.prompt.clone(),
         negative: settings.negative.clone(),
@@ -41,6 +46,8 @@ pub fn request(settings: &Settings) -> GenerateRequest {
         cfg_scale: settings.cfg,
         seed: settings.seed,
         count: settings.count.max(1),
+        init,
+        hires,
         ..defaults
     }
 }

@@ -1,6 +1,6 @@
 //! What the engine reports.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use scumble::{
     engine::{Event, JobId, Picture},
@@ -8,7 +8,7 @@ use scumble::{
 };
 
 use super::{Action, Effect, act, ensure_base, recipe, training};
-use crate::state::{Progress, Purpose, Session, Shot, State, TrainPicture, stem};
+use crate::state::{Job, Progress, Purpose, Session, Shot, Start, State, TrainPicture, stem};
 
 /// Pictures kept, and the bytes they may take all together: 85 of 1024².
 const HISTORY: (usize, usize) = (200, 256 << 20);
@@ -60,13 +60,13 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
             }
         }
         Event::Picture(job, picture) => {
-            if let Some(purpose) = purpose(session, job) {
-                finished(session, &purpose, *picture);
+            if let Some(job) = session.jobs.get(&job).cloned() {
+                finished(session, job, *picture);
                 ensure_base(settings, session, &mut effects);
             }
         }
         Event::Sample { step, picture, .. } => {
-            let shot = shot(session, *picture, false);
+            let shot = shot(session, *picture, (false, None));
             let samples = &mut session.training.samples;
             samples.push((step, shot));
             if samples.len() > SAMPLES {
@@ -143,14 +143,14 @@ fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
     }
 }
 
-fn finished(session: &mut Session, purpose: &Purpose, picture: Picture) {
+fn finished(session: &mut Session, Job { purpose, start, .. }: Job, picture: Picture) {
     let elapsed = picture.elapsed.as_secs_f64();
-    let shot = shot(session, picture, *purpose == Purpose::Live);
+    let shot = shot(session, picture, (purpose == Purpose::Live, start));
     if let Purpose::Base(_) = purpose {
-        session.canvas.base = Some((recipe::base_key(&shot.recipe), shot));
+        session.canvas.base = Some((recipe::base_key(&shot), shot));
         return;
     }
-    if *purpose != Purpose::Grid {
+    if purpose != Purpose::Grid {
         session.last_secs = Some(elapsed);
     }
     session.canvas.preview = None;
@@ -162,15 +162,25 @@ fn finished(session: &mut Session, purpose: &Purpose, picture: Picture) {
     }
     session.history.push(shot.clone());
     let (pictures, bytes) = HISTORY;
-    let held = |shots: &[Shot]| shots.iter().map(|shot| shot.image.as_raw().len()).sum::<usize>();
+    let held = |shots: &[Shot]| {
+        // Many pictures may start from the same one.
+        let starts: BTreeMap<u64, usize> = shots
+            .iter()
+            .filter_map(|shot| shot.start.as_ref())
+            .map(|start| (start.id, start.pixels.as_raw().len()))
+            .collect();
+        let drawn: usize = shots.iter().map(|shot| shot.image.as_raw().len()).sum();
+        drawn + starts.values().sum::<usize>()
+    };
     while session.history.len() > pictures || session.history.len() > 1 && held(&session.history) > bytes {
         session.history.remove(0);
     }
     session.canvas.shot = Some(shot);
 }
 
-fn shot(session: &mut Session, picture: Picture, live: bool) -> Shot {
-    Shot { id: next(session), image: Arc::new(picture.image), recipe: Arc::new(picture.recipe), live }
+fn shot(session: &mut Session, picture: Picture, (live, start): (bool, Option<Start>)) -> Shot {
+    let (image, recipe) = (Arc::new(picture.image), Arc::new(picture.recipe));
+    Shot { id: next(session), image, recipe, start, live }
 }
 
 fn next(session: &mut Session) -> u64 {

@@ -68,7 +68,7 @@ pub(super) fn draw(settings: &Settings, session: &mut Session, effects: &mut Vec
     match grid(settings, &session.grid) {
         Ok(grid) => {
             session.open.grid = false;
-            let job = DrawGrid { mix: mix(settings, 1.0), request: request(settings), grid };
+            let job = DrawGrid { mix: mix(settings, 1.0), request: request(settings, session), grid };
             effects.push(Effect::Submit(Purpose::Grid, Command::Grid(Box::new(job))));
         }
         Err(e) => session.tell(e.to_string(), e.hint().map(str::to_owned), true),

@@ -6,19 +6,24 @@ mod events;
 mod grid;
 mod queue;
 mod recipe;
+mod start;
 mod training;
 
-use std::path::PathBuf;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use image::RgbImage;
 use scumble::{
     engine::{Command, Draw, Export, JobId},
-    pipeline::infotext::Recipe,
+    pipeline::{InitSource, infotext::Recipe},
 };
 
 pub use blend::{adapters, mix, request};
 pub use events::receive;
 pub use grid::{choices, defaults, grid, typed};
-pub use queue::title;
+pub use queue::job;
 pub use training::{config, eta_secs, out_path, pictures_per_sec};
 
 use crate::state::{Open, Purpose, Session, Settings, Shot, State};
@@ -42,7 +47,7 @@ pub enum Action {
     RemoveStyle(usize),
     /// Put words at the prompt's end.
     AddWords(String),
-    /// Everything as in a picture's recipe. With the folder the picture lies in, if it came from a file.
+    /// Everything as in a picture's recipe. With the picture's file, if it came from one.
     Restore(Box<Recipe>, Option<PathBuf>),
     /// A picture of the history, with everything.
     RestoreShot(u64),
@@ -52,6 +57,14 @@ pub enum Action {
     DrawGrid,
     /// Stop one job, whether it runs or waits.
     CancelJob(JobId),
+    /// Start from the picture in a file.
+    StartFrom(PathBuf),
+    /// That picture has been read; with `true`, draw in any case.
+    SetStart(Arc<RgbImage>, Option<InitSource>, bool),
+    /// Start from the picture in the middle.
+    StartFromShot,
+    /// Start from noise.
+    DropStart,
     /// Base and blend side by side.
     ToggleCompare,
     /// The picture to the clipboard.
@@ -99,6 +112,8 @@ pub enum Action {
 pub enum Dialog {
     /// Adapters to add.
     Styles,
+    /// A picture to start from.
+    StartPicture,
     /// A model's file.
     ModelFile,
     /// A model's folder.
@@ -124,6 +139,8 @@ pub enum Effect {
     Copy(Shot),
     /// A picture to a file.
     Save(Shot, PathBuf),
+    /// Read a picture to start from; [`Action::SetStart`] is done with it.
+    ReadStart(PathBuf, bool),
     /// Text to a file.
     WriteCaption(PathBuf, String),
     /// Away with a report.
@@ -147,6 +164,22 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             let live = session.jobs.iter().filter(|(_, job)| job.purpose == Purpose::Live);
             effects.extend(live.map(|(id, _)| Effect::Stop(*id)));
             draw(settings, session, (Purpose::Draw, false), &mut effects);
+        }
+        Action::StartFrom(path) => effects.push(Effect::ReadStart(path, false)),
+        Action::SetStart(pixels, source, always) => {
+            start::set(session, pixels, source);
+            match always {
+                true => draw(settings, session, (Purpose::Draw, true), &mut effects),
+                false => changed(settings, session, &mut effects),
+            }
+        }
+        Action::StartFromShot => {
+            start::from_shot(session);
+            changed(settings, session, &mut effects);
+        }
+        Action::DropStart => {
+            session.start = None;
+            changed(settings, session, &mut effects);
         }
         Action::OpenGrid => {
             session.grid = defaults(settings);
@@ -174,14 +207,20 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             settings.prompt = format!("{}{joint}{words}", settings.prompt.trim_end());
             changed(settings, session, &mut effects);
         }
-        Action::Restore(recipe, folder) => {
-            recipe::restore(settings, session, &recipe, folder.as_deref());
+        Action::Restore(recipe, file) => {
+            recipe::restore(settings, session, &recipe, file.as_deref().and_then(Path::parent));
             describe_new(settings, session, &mut effects);
-            draw(settings, session, (Purpose::Draw, true), &mut effects);
+            session.offer = file;
+            match start::noted(session, &recipe) {
+                Some(path) => effects.push(Effect::ReadStart(path, true)),
+                None => draw(settings, session, (Purpose::Draw, true), &mut effects),
+            }
         }
         Action::RestoreShot(id) => {
             if let Some(shot) = session.history.iter().find(|shot| shot.id == id).cloned() {
                 recipe::restore(settings, session, &shot.recipe, None);
+                session.start.clone_from(&shot.start);
+                session.offer = None;
                 // A change from here on is a new picture.
                 session.canvas.shot = Some(Shot { live: false, ..shot });
                 session.drawn_seed = Some(settings.seed);
@@ -256,7 +295,7 @@ fn draw(
     (purpose, replace): (Purpose, bool),
     effects: &mut Vec<Effect>,
 ) {
-    let mut request = request(settings);
+    let mut request = request(settings, session);
     if purpose != Purpose::Draw {
         request.count = 1;
     }
@@ -311,13 +350,16 @@ fn ensure_base(settings: &Settings, session: &mut Session, effects: &mut Vec<Eff
     // A grid shows many blends.
     let compared = |shot: &&Shot| session.canvas.compare && !shot.recipe.is_grid();
     let Some(shot) = session.canvas.shot.as_ref().filter(compared) else { return };
-    let key = recipe::base_key(&shot.recipe);
+    let key = recipe::base_key(shot);
     let there = session.canvas.base.as_ref().is_some_and(|(of, _)| *of == key);
     if there || session.has(|p| *p == Purpose::Base(key.clone())) {
         return;
     }
-    let mut request = request(settings);
+    let mut request = request(settings, session);
     (request.count, request.seed) = (1, shot.recipe.seed.unwrap_or(settings.seed));
+    request.init =
+        start::init(shot.start.as_ref(), shot.recipe.denoising_strength.unwrap_or(settings.strength));
+    request.hires = request.hires.filter(|_| request.init.is_none());
     // The same adapters at weight 0: they stay in memory, and the result is the base model's, bit for bit.
     let draw = Draw { mix: mix(settings, 0.0), request, replace: false };
     effects.push(Effect::Submit(Purpose::Base(key), Command::Draw(Box::new(draw))));

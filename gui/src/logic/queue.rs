@@ -5,14 +5,22 @@ use scumble::{
     pipeline::GenerateRequest,
 };
 
-use super::{Effect, training};
-use crate::state::{Purpose, Session, stem};
+use super::{Effect, start, training};
+use crate::state::{Job, Purpose, Session, stem};
 
 /// Letters of a prompt in a title.
 const LETTERS: usize = 40;
 
-/// What a job is.
-pub fn title(command: &Command) -> String {
+/// What is remembered of a job that is submitted.
+pub fn job(session: &Session, purpose: Purpose, command: &Command) -> Job {
+    let start = match purpose {
+        Purpose::Base(_) => session.canvas.shot.as_ref().and_then(|shot| shot.start.clone()),
+        _ => session.start.clone(),
+    };
+    Job { purpose, title: title(command), start: start.filter(|_| start::starts(command)) }
+}
+
+fn title(command: &Command) -> String {
     let prompt = |request: &GenerateRequest| {
         let short: String = request.prompt.chars().take(LETTERS).collect();
         let more = if short.len() < request.prompt.len() { "…" } else { "" };

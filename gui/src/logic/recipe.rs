@@ -5,10 +5,13 @@ use std::path::{Path, PathBuf};
 use scumble::{
     adapter::Strength,
     diffusion::{Sampler, SigmaSchedule},
-    pipeline::infotext::{LORA_NORMALIZE, LoraUse, Recipe},
+    pipeline::{
+        Hires,
+        infotext::{LORA_MODE, LORA_NORMALIZE, LoraUse, Recipe},
+    },
 };
 
-use crate::state::{Session, Settings, Style};
+use crate::state::{HiresForm, Session, Settings, Shot, Style};
 
 /// Sets everything a recipe names; what it leaves out becomes the default. Styles it does not name are switched off.
 pub(super) fn restore(
@@ -32,13 +35,7 @@ pub(super) fn restore(
     if let Some(model) = recipe.model.clone().filter(|model| *model != settings.model) {
         settings.model = model;
     }
-    if recipe.denoising_strength.is_some() {
-        session.tell(
-            "this picture was drawn over another one, which the viewer cannot do: it will differ",
-            None,
-            false,
-        );
-    }
+    restore_passes(settings, session, recipe);
     let mut styles = settings.styles.take().unwrap_or_default();
     styles.iter_mut().for_each(|style| (style.on, style.solo) = (false, false));
     for lora in &recipe.loras {
@@ -68,6 +65,21 @@ pub(super) fn restore(
     settings.styles = Some(styles);
 }
 
+/// The second pass, and how much of a picture to start from is drawn anew. That picture itself is the caller's to bring.
+fn restore_passes(settings: &mut Settings, session: &mut Session, recipe: &Recipe) {
+    session.start = None;
+    let hires = Hires::of(recipe);
+    settings.hires = match hires {
+        Some(Hires { scale, strength, steps }) => {
+            HiresForm { on: true, scale, strength, steps: steps.unwrap_or_default() }
+        }
+        None => HiresForm { on: false, ..settings.hires },
+    };
+    if let (None, Some(strength)) = (hires, recipe.denoising_strength) {
+        settings.strength = strength.clamp(0.0, 1.0);
+    }
+}
+
 fn set(style: &mut Style, strength: &Strength) {
     let (unet, text) = (strength.unet().at(0.0), strength.text_encoder().at(0.0));
     style.on = true;
@@ -82,6 +94,10 @@ fn find(session: &Session, lora: &LoraUse, folder: Option<&Path>) -> Option<Path
 }
 
 /// What a picture without styles depends on.
-pub(super) fn base_key(recipe: &Recipe) -> String {
-    Recipe { loras: Vec::new(), other: Vec::new(), ..recipe.clone() }.to_text()
+pub(super) fn base_key(shot: &Shot) -> String {
+    let styles = |key: &str| key == LORA_NORMALIZE || key == LORA_MODE;
+    let other = shot.recipe.other.iter().filter(|(key, _)| !styles(key)).cloned().collect();
+    let recipe = Recipe { loras: Vec::new(), other, ..Recipe::clone(&shot.recipe) };
+    // A picture that is in no file is in no recipe.
+    format!("{} {:?}", recipe.to_text(), shot.start.as_ref().map(|start| start.id))
 }

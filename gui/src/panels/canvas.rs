@@ -77,6 +77,9 @@ fn tools(ui: &mut Ui, view: &mut View<'_>) {
             if ui.button(text::SAVE).clicked() {
                 view.act(Action::Ask(Dialog::SavePicture));
             }
+            if ui.button(text::START_THIS).on_hover_text(text::START_THIS_HINT).clicked() {
+                view.act(Action::StartFromShot);
+            }
         });
         if let Some(shot) = &view.state.session.canvas.shot {
             let (w, h) = shot.image.dimensions();

@@ -3,7 +3,7 @@
 use eframe::egui::{self, DragValue, RichText, ScrollArea, Ui};
 use scumble::diffusion::{Sampler, SigmaSchedule};
 
-use super::View;
+use super::{View, start};
 use crate::{
     logic::Action,
     state::{Session, Settings},
@@ -22,6 +22,8 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
         names(ui, settings);
         numbers(ui, settings, session);
         seed(ui, view);
+        start::draw(ui, view);
+        start::hires(ui, view);
         let settings = &view.state.settings;
         let mut counted = before.clone();
         // These change nothing of the picture itself.
@@ -108,7 +110,7 @@ fn numbers(ui: &mut Ui, settings: &mut Settings, session: &Session) {
 }
 
 /// A number with its name above it, as wide as its place.
-fn number(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Response) -> egui::Response {
+pub(super) fn number(ui: &mut Ui, name: &str, add: impl FnOnce(&mut Ui) -> egui::Response) -> egui::Response {
     field(ui, name, |ui| {
         ui.with_layout(egui::Layout::top_down_justified(egui::Align::Min), |ui| named(add(ui), name)).inner
     })

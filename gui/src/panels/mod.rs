@@ -8,6 +8,7 @@ mod history;
 mod overlays;
 mod problems;
 mod queue;
+mod start;
 mod styles;
 mod top;
 mod train;

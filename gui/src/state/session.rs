@@ -7,7 +7,7 @@ use scumble::{
     adapter::{guard::BlendReport, library::Card, library::Entry},
     dataset::doctor::Report,
     engine::{JobId, ModelFacts, ScannedPicture},
-    pipeline::infotext::Recipe,
+    pipeline::{InitSource, infotext::Recipe},
     progress::Stage,
 };
 
@@ -28,6 +28,10 @@ pub struct Session {
     pub canvas: Canvas,
     /// Newest last.
     pub history: Vec<Shot>,
+    /// The picture to start from.
+    pub start: Option<Start>,
+    /// A picture that was dropped for its recipe, and might be started from.
+    pub offer: Option<PathBuf>,
     /// The number of the next picture.
     pub next_shot: u64,
     /// The seed that was last drawn with.
@@ -82,6 +86,21 @@ pub struct Job {
     pub purpose: Purpose,
     /// What it is, for people.
     pub title: String,
+    /// What its pictures start from.
+    pub start: Option<Start>,
+}
+
+/// A picture to start from.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// For its texture.
+    pub id: u64,
+    /// What it is called.
+    pub name: String,
+    /// As it was found.
+    pub pixels: Arc<RgbImage>,
+    /// Its file, if it has one.
+    pub source: Option<InitSource>,
 }
 
 /// Why a job was submitted.
@@ -133,6 +152,8 @@ pub struct Shot {
     pub image: Arc<RgbImage>,
     /// How.
     pub recipe: Arc<Recipe>,
+    /// What it started from.
+    pub start: Option<Start>,
     /// It followed a change: the next such picture takes its place in the history.
     pub live: bool,
 }

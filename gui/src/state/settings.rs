@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use scumble::pipeline::Hires;
 use serde::{Deserialize, Serialize};
 
 /// The two sides of the program.
@@ -52,6 +53,10 @@ pub struct Settings {
     pub cfg: Option<f64>,
     /// `None` is the model's own.
     pub size: Option<(usize, usize)>,
+    /// How much of a picture to start from is drawn anew, 0 to 1.
+    pub strength: f64,
+    /// The second pass.
+    pub hires: HiresForm,
     /// The first picture's seed.
     pub seed: u64,
     /// Generating again keeps it.
@@ -84,6 +89,8 @@ impl Default for Settings {
             steps: 20,
             cfg: None,
             size: None,
+            strength: 0.75,
+            hires: HiresForm::default(),
             seed: 7,
             keep_seed: false,
             count: 1,
@@ -93,6 +100,27 @@ impl Default for Settings {
             library: None,
             train: TrainForm::default(),
         }
+    }
+}
+
+/// The second pass: a picture is enlarged and drawn again in part.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HiresForm {
+    /// It is wanted.
+    pub on: bool,
+    /// Width and height times this.
+    pub scale: f64,
+    /// How much is drawn again, 0 to 1.
+    pub strength: f64,
+    /// Steps of its schedule; 0 is those of the first pass.
+    pub steps: usize,
+}
+
+impl Default for HiresForm {
+    fn default() -> Self {
+        let Hires { scale, strength, .. } = Hires::default();
+        Self { on: false, scale, strength, steps: 0 }
     }
 }
 

@@ -71,10 +71,13 @@ fn a_saved_picture_restores_everything_when_it_is_dropped() {
 
     // What cannot be used is said, with a hint, and goes away.
     fresh.drop_file(sample("riso/cat.txt"));
-    fresh.drop_file(sample("riso/fox.jpg"));
+    let broken = folder.path().join("broken.png");
+    std::fs::write(&broken, b"not a picture").expect("a file");
+    fresh.drop_file(broken);
+    fresh.until("both are said", |state| state.session.problems.len() == 2);
     fresh.harness.get_all_by_label(text::WENT_WRONG).next().expect("a message");
-    assert_eq!(fresh.state().session.problems.len(), 2);
-    assert!(fresh.state().session.problems.iter().all(|p| p.is_error && p.hint.is_some()));
+    assert!(fresh.state().session.problems.iter().all(|p| p.is_error));
+    assert!(fresh.state().session.problems[0].hint.is_some());
     fresh.act(Action::Dismiss(0));
     fresh.act(Action::Dismiss(0));
     assert!(fresh.harness.query_by_label(text::WENT_WRONG).is_none());
