@@ -21,8 +21,6 @@ use crate::{
 const MAX_RECORD_BYTES: u64 = 16 << 20;
 /// Beyond this, entries of files that are gone are dropped.
 const MANY_ENTRIES: usize = 1000;
-/// Bytes hashed between two looks at the cancel token.
-const CHUNK_BYTES: usize = 1 << 22;
 
 /// A file's sha256.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,14 +65,14 @@ impl HashCache {
     /// If the user asked to stop.
     pub fn sha256(&self, file: &SafetensorsFile, cancel: &CancelToken) -> Result<String> {
         // What is not mapped from the disk (the embedded model) is small.
-        let Some(place) = Place::of(file) else { return digest(file.file_bytes(), cancel) };
+        let Some(place) = Place::of(file) else { return digest(file, 0, cancel) };
         if let Some(hash) = named_by_hash(&place.path) {
             return Ok(hash);
         }
         if let Some(entry) = self.entry(&place) {
             return Ok(entry.sha256);
         }
-        let sha256 = digest(file.file_bytes(), cancel)?;
+        let sha256 = digest(file, 0, cancel)?;
         self.remember(&place, Entry { stamp: place.stamp, sha256: sha256.clone(), data_sha256: None });
         Ok(sha256)
     }
@@ -88,7 +86,8 @@ impl HashCache {
             return Ok(known);
         }
         let place = Place::of(file);
-        let (whole, data) = rayon::join(|| digest(file.file_bytes(), cancel), || digest(file.data(), cancel));
+        let tensors = file.header().data_start;
+        let (whole, data) = rayon::join(|| digest(file, 0, cancel), || digest(file, tensors, cancel));
         let found = Digests { file: whole?, data: data? };
         if let Some(place) = place {
             let data_sha256 = Some(found.data.clone());
@@ -147,12 +146,14 @@ impl Place {
     }
 }
 
-fn digest(bytes: &[u8], cancel: &CancelToken) -> Result<String> {
+/// Of the file from one of its bytes on.
+fn digest(file: &SafetensorsFile, start: usize, cancel: &CancelToken) -> Result<String> {
     let mut hash = Sha256::new();
-    for chunk in bytes.chunks(CHUNK_BYTES) {
+    file.pieces(start, |piece| {
         cancel.check()?;
-        hash.update(chunk);
-    }
+        hash.update(piece);
+        Ok(())
+    })?;
     Ok(format!("{:x}", hash.finalize()))
 }
 
@@ -254,9 +255,30 @@ mod tests {
 
     #[test]
     fn hashing_can_be_cancelled() -> Result<()> {
-        let cancel = CancelToken::default();
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let (path, cancel) = (folder.path().join("m.safetensors"), CancelToken::default());
+        write(&path, 1.0, Duration::ZERO)?;
         cancel.cancel();
-        assert!(digest(&[0], &cancel).is_err_and(|e| e.is_cancelled()));
+        let file = SafetensorsFile::open(&path)?;
+        assert!(digest(&file, 0, &cancel).is_err_and(|e| e.is_cancelled()));
+        Ok(())
+    }
+
+    /// A checkpoint is hashed before or after it is copied: its pages must not count twice.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_file_that_was_hashed_does_not_stay_in_memory() -> Result<()> {
+        let folder = tempfile::tempdir().map_err(|e| Error::io("temporary folder", e))?;
+        let path = folder.path().join("m.safetensors");
+        let tensor = Tensor::zeros(6 << 20, candle_core::DType::F32, &Device::Cpu)?;
+        files::write_bytes(&path, &SafetensorsWriter::new([("x", &tensor)])?.to_bytes(&BTreeMap::new())?)?;
+        let file = SafetensorsFile::open(&path)?;
+        digest(&file, 0, &CancelToken::default())?;
+        let maps = fs::read_to_string("/proc/self/smaps").map_err(|e| Error::io("/proc/self/smaps", e))?;
+        let map = maps.split_once(&*path.to_string_lossy()).expect("the map").1;
+        let resident = map.lines().find_map(|line| line.strip_prefix("Rss:")).expect("its size");
+        let resident_kib: usize = resident.trim().trim_end_matches(" kB").parse().expect("a number");
+        assert!(resident_kib < 2 << 10, "{resident_kib} KiB of 24 MiB");
         Ok(())
     }
 }

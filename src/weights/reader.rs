@@ -27,6 +27,8 @@ use crate::{
     files,
 };
 
+/// What is read of a file at once, where all of it is.
+const PIECE_BYTES: usize = 1 << 22;
 /// Of the widest number that is stored.
 const NUMBER_BYTES: usize = 8;
 
@@ -181,6 +183,20 @@ impl SafetensorsFile {
         self.bytes.as_slice()
     }
 
+    /// The file from one of its bytes on, in pieces that do not stay in memory if they are mapped.
+    ///
+    /// # Errors
+    /// Those of `f`, which end it.
+    pub(super) fn pieces(&self, start: usize, mut f: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        let bytes = self.bytes.as_slice().get(start..).unwrap_or_default();
+        for (i, piece) in bytes.chunks(PIECE_BYTES).enumerate() {
+            f(piece)?;
+            let first = start + i * PIECE_BYTES;
+            self.bytes.let_go(&(first..first + piece.len()));
+        }
+        Ok(())
+    }
+
     /// Copies a tensor to the CPU in its stored dtype (formats candle lacks are widened, see
     /// [`StoredDtype::tensor_dtype`]).
     ///
@@ -204,7 +220,7 @@ impl fmt::Debug for SafetensorsFile {
 }
 
 impl Bytes {
-    /// Gives mapped pages back that were just copied from, so that a model is not counted twice. Reading them again brings
+    /// Gives mapped pages back that were just read, so that a model is not counted twice. Reading them again brings
     /// them back.
     #[cfg(unix)]
     fn let_go(&self, range: &Range<usize>) {
