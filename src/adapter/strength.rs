@@ -78,6 +78,11 @@ impl Strength {
         self.text_encoder.scaled(self.blocks.base())
     }
 
+    /// Factors on single blocks.
+    pub fn blocks(&self) -> &Blocks {
+        &self.blocks
+    }
+
     /// Where in the picture it acts, if not everywhere.
     pub fn region(&self) -> Option<&Region> {
         self.region.as_ref()

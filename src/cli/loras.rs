@@ -3,16 +3,15 @@
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
 };
 
 pub(super) use super::folders::stem;
 use super::{Context, adapter_files::LoadArgs, blend_file::BlendFile, folders::Shelves};
 use crate::{
-    adapter::{Blend, BlendMode, Strength, format::folder, guard, metadata::FileHashes, strength::Mask},
-    dataset::{Limits, decode},
+    adapter::{Blend, BlendMode, Strength, format::folder, guard, metadata::FileHashes},
+    engine,
     error::{Error, Result},
-    files::{self, walk},
+    files,
     pipeline::{Pipeline, infotext::LoraUse},
     weights::hashes::HashCache,
 };
@@ -162,20 +161,11 @@ pub(super) fn load(
                 path.display()
             ));
         }
-        strength.read_mask(&mut read_mask)?;
+        strength.read_mask(&mut engine::read_mask)?;
         used.push(LoraUse { name: name.clone(), strength: strength.clone(), hash: Some(hash) });
         blend = blend.with(name, adapter, strength);
     }
     Ok((blend, used))
-}
-
-/// A mask with its absolute path, which is what recipes name.
-fn read_mask(path: &Path) -> Result<Mask> {
-    let limits = Limits { min_side_px: 1, ..Limits::default() };
-    let read = walk::expect(path, &decode::EXTENSIONS).and_then(|()| decode::read(path, &limits));
-    let pixels = read.map_err(|e| e.context("the mask of an adapter's weight"))?.pixels;
-    let picture = Arc::new(image::DynamicImage::from(pixels).into_luma8());
-    Ok(Mask { path: std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()), picture })
 }
 
 #[cfg(test)]

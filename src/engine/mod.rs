@@ -4,12 +4,14 @@
 //! again only when their file has changed. A blend of the same adapters with other weights is a few numbers a layer.
 
 mod command;
+mod cover;
 mod draw;
 mod event;
 mod export;
 mod grid;
 mod handle;
 mod look;
+mod masks;
 mod memory;
 mod model;
 mod queue;
@@ -20,5 +22,7 @@ mod train;
 mod worker;
 
 pub use command::{Command, Draw, DrawGrid, Export, LoraUse, Mix, Previews, Training};
+pub use cover::cover;
 pub use event::{Event, JobId, ModelFacts, Picture, ScannedPicture, TokenCounter};
 pub use handle::Engine;
+pub use masks::read_mask;

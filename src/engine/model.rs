@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Event, Mix, ModelFacts, TokenCounter,
+    masks::read_mask,
     worker::{Task, Worker},
 };
 use crate::{
@@ -83,6 +84,7 @@ impl Loaded {
             native_px: size.native_px,
             step_px: size.step_px,
             cfg_scale: pipeline.conventions.cfg_scale,
+            blocks: blocks(pipeline.unet.config().block_out_channels.len()),
             tokens: TokenCounter(encoder.tokenizer.clone()),
         })
     }
@@ -97,12 +99,13 @@ impl Loaded {
         let mut used = Vec::new();
         for lora in &mix.loras {
             let (adapter, hash) = self.adapter(&lora.path, task)?;
-            let name = stem(&lora.path);
-            if !lora.strength.is_zero() {
+            let (name, mut strength) = (stem(&lora.path), lora.strength.clone());
+            strength.read_mask(&mut read_mask).map_err(|e| e.context(format!("the style `{name}`")))?;
+            if !strength.is_zero() {
                 let hash = Some(hash);
-                used.push(infotext::LoraUse { name: name.clone(), strength: lora.strength.clone(), hash });
+                used.push(infotext::LoraUse { name: name.clone(), strength: strength.clone(), hash });
             }
-            blend = blend.with(name, adapter, lora.strength.clone());
+            blend = blend.with(name, adapter, strength);
         }
         Ok((blend, used))
     }
@@ -124,6 +127,12 @@ impl Loaded {
         self.adapters.insert(path.to_path_buf(), known);
         Ok((adapter, hash))
     }
+}
+
+/// What a weight may have factors on: the text encoders, and the network's blocks in the words of a weight.
+fn blocks(levels: usize) -> Vec<String> {
+    let side = |name: &'static str| (0..levels).map(move |level| format!("{name}.{level}"));
+    ["te".to_owned()].into_iter().chain(side("down")).chain(["mid".to_owned()]).chain(side("up")).collect()
 }
 
 /// What a file is called in recipes.

@@ -54,6 +54,16 @@ const SDXL: [Layout; 2] = [
 ];
 /// Resnets a level of every Stable Diffusion: with the downsampler, three input blocks a level.
 const A_LEVEL: usize = 3;
+/// Input blocks of the largest network; as many output blocks.
+const SLOTS: usize = 12;
+
+fn input(slot: usize) -> Place {
+    Place::Input { level: slot.checked_sub(1).map(|after| after / A_LEVEL), slot }
+}
+
+fn output(slot: usize) -> Place {
+    Place::Output { level: slot / A_LEVEL, slot }
+}
 
 impl Layout {
     fn length(&self) -> usize {
@@ -74,6 +84,28 @@ impl Blocks {
     /// True if every factor is 1.
     pub fn is_empty(&self) -> bool {
         self.vector.is_none() && self.named.is_empty()
+    }
+
+    /// The factors by block, in the network's order.
+    pub fn named(&self) -> impl Iterator<Item = (Block, f64)> {
+        self.named.iter().map(|(block, factor)| (*block, *factor))
+    }
+
+    /// The same factors with the vector's spelled out by name. BASE is none of the network's: see [`Blocks::base`].
+    #[must_use]
+    pub fn spelled_out(&self) -> Self {
+        let mut named = self.named.clone();
+        let sides: [fn(usize) -> Place; 2] = [input, output];
+        let places = sides.into_iter().flat_map(|side| (0..SLOTS).map(side)).chain([Place::Mid]);
+        for place in places {
+            let names = place.names();
+            let Some(factor) = self.in_vector(place).filter(|_| !names.iter().any(|n| named.contains_key(n)))
+            else {
+                continue;
+            };
+            named.insert(names[0], factor);
+        }
+        Self { vector: None, named }
     }
 
     /// Sets one block's factor.
@@ -314,13 +346,27 @@ mod tests {
         assert_eq!(blocks.factor("down_blocks.3.resnets.0.conv1"), 0.0);
         assert_eq!(blocks.factor("time_embedding.linear_1"), 1.0);
         assert_eq!(blocks.base(), 0.0);
+        let paths =
+            ["conv_in", "mid_block.attentions.0.proj_in", "down_blocks.3.resnets.0.conv1"].map(str::to_owned);
+        let paths = paths
+            .into_iter()
+            .chain((0..4).flat_map(|i| [q(&format!("down_blocks.{i}")), q(&format!("up_blocks.{i}"))]));
+        let paths: Vec<String> = paths.collect();
+        let same = |blocks: &Blocks| {
+            let named = blocks.spelled_out();
+            assert!(named.vector.is_none());
+            paths.iter().for_each(|path| assert_eq!(named.factor(path), blocks.factor(path), "{path}"));
+        };
+        same(&blocks);
         blocks.set("down".parse()?, 0.5)?;
+        same(&blocks);
         assert_eq!(blocks.factor(&q("down_blocks.1")), 0.5);
         blocks.set("down.1".parse()?, 0.25)?;
         assert_eq!(blocks.factor(&q("down_blocks.1")), 0.25);
         blocks.set("IN05".parse()?, -1.0)?;
         assert_eq!(blocks.factor(&q("down_blocks.1")), -1.0);
         assert_eq!(blocks.factor("down_blocks.1.attentions.0.proj_in"), 0.25);
+        same(&blocks);
         assert!(blocks.set(Block::Mid, 1.0).is_ok() && blocks.set(Block::Mid, 1.0).is_err());
         assert!(blocks.check(Family::Sd1).is_ok() && blocks.check(Family::Sdxl).is_err());
         assert!("down.x".parse::<Block>().is_err_and(|e| e.hint().is_some()));
