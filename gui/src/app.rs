@@ -2,7 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, Sender, channel},
+    },
     time::Instant,
 };
 
@@ -10,7 +13,7 @@ use eframe::egui::{self, Context, Key, KeyboardShortcut, Modifiers, ViewportComm
 use scumble::{
     dataset::decode,
     device::{DeviceChoice, Precision},
-    engine::{Engine, start},
+    engine::{self, Engine, start},
     error::{Error, Result},
     files,
     pipeline::infotext::{self, Recipe},
@@ -18,7 +21,8 @@ use scumble::{
 
 use crate::{
     background, crash, dialogs,
-    logic::{self, Action, Dialog, Effect},
+    logic::{self, Action, Dialog, Effect, Paint},
+    masks,
     panels::{self, View},
     samples,
     state::{Settings, State, Tab, ThemeChoice},
@@ -37,6 +41,8 @@ pub struct App {
     textures: Textures,
     /// What dialogs and threads have come to.
     answers: (Sender<Action>, Receiver<Action>),
+    /// Where painted masks are kept.
+    masks: PathBuf,
     begun: Instant,
     theme: Option<ThemeChoice>,
 }
@@ -72,10 +78,16 @@ impl App {
         }
         state.settings = settings;
         let (begun, answers) = (Instant::now(), channel());
-        let mut app = Self { state, engine, textures: Textures::default(), answers, begun, theme: None };
+        let (textures, masks) = (Textures::default(), masks::folder());
+        let mut app = Self { state, engine, textures, answers, masks, begun, theme: None };
         let effects = logic::begin(&mut app.state);
         app.carry_out(effects, ctx);
         Ok(app)
+    }
+
+    /// Keeps painted masks in another folder than the program's own.
+    pub fn keep_masks_in(&mut self, folder: PathBuf) {
+        self.masks = folder;
     }
 
     /// What is shown.
@@ -223,6 +235,22 @@ impl App {
                 Effect::Remove(path) => self.later(ctx, move || {
                     std::fs::remove_file(&path).err().map(|e| told(&Error::io(&path, e)))
                 }),
+                Effect::FindCover(adapter) => self.later(ctx, move || {
+                    let picture = engine::cover(&adapter)?;
+                    Some(Action::Cover(adapter, Arc::new(picture)))
+                }),
+                Effect::ReadMask(style, file) => self.later(ctx, move || {
+                    let mask = engine::read_mask(&file).map(|mask| mask.picture);
+                    let mask = mask.map_err(|e| (e.to_string(), e.hint().map(str::to_owned)));
+                    Some(Action::Paint(Paint::Read(style, mask)))
+                }),
+                Effect::WriteMask(style, number, mask) => {
+                    let folder = self.masks.clone();
+                    self.later(ctx, move || match masks::keep(&folder, &mask) {
+                        Ok(file) => Some(Action::Paint(Paint::Kept(style, number, file))),
+                        Err(e) => Some(told(&e)),
+                    });
+                }
                 Effect::Ask(dialog) => {
                     let name = self.suggested(dialog);
                     self.later(ctx, move || dialogs::ask(dialog, &name));

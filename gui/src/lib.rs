@@ -8,6 +8,7 @@ mod background;
 pub mod crash;
 mod dialogs;
 pub mod logic;
+mod masks;
 mod panels;
 mod samples;
 pub mod state;

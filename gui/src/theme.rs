@@ -67,6 +67,21 @@ const LIGHT: Palette = Palette {
     bad: Color32::from_rgb(0xb3, 0x2d, 0x2d),
 };
 
+/// Colours that tell styles apart on the picture, in the order of the cards.
+const STYLES: [Color32; 6] = [
+    Color32::from_rgb(0xff, 0x5a, 0x36),
+    Color32::from_rgb(0x2e, 0x9b, 0xff),
+    Color32::from_rgb(0x34, 0xc7, 0x59),
+    Color32::from_rgb(0xff, 0xc4, 0x00),
+    Color32::from_rgb(0xc2, 0x5c, 0xff),
+    Color32::from_rgb(0x00, 0xc2, 0xc7),
+];
+
+/// The colour of a style's mask.
+pub fn style_colour(index: usize) -> Color32 {
+    STYLES[index % STYLES.len()]
+}
+
 impl Palette {
     /// Of the theme in use.
     pub fn of(ui: &egui::Ui) -> Self {

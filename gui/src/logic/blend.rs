@@ -8,24 +8,42 @@ use scumble::{
     pipeline::{GenerateRequest, Hires},
 };
 
-use super::{Effect, changed, describe_new, start};
-use crate::state::{HiresForm, Session, Settings, Style};
+use super::{Effect, changed, describe_new, start, strength::strength};
+use crate::{
+    state::{HiresForm, Session, Settings, Style},
+    text,
+};
 
 /// The blend, every weight times `factor`. Styles that are off stay in it with weight 0, so that they stay in memory.
 pub fn mix(settings: &Settings, factor: f64) -> Mix {
     let styles = settings.styles.as_deref().unwrap_or_default();
-    let solo = styles.iter().any(|style| style.solo);
+    let counts = counting(styles);
     let lora = |style: &Style| {
-        let counts = if solo { style.solo } else { style.on };
-        let factor = if counts { factor } else { 0.0 };
-        let (unet, text) = (style.weight, style.text_weight.unwrap_or(style.weight));
-        LoraUse { path: style.path.clone(), strength: Strength::split(unet * factor, text * factor) }
+        let strength = if counts(style) { strength(style).scaled(factor) } else { Strength::uniform(0.0) };
+        LoraUse { path: style.path.clone(), strength }
     };
     Mix {
         model: settings.model.clone(),
         loras: styles.iter().map(lora).collect(),
         normalize: settings.normalize,
     }
+}
+
+/// Whether a style takes part.
+fn counting(styles: &[Style]) -> impl Fn(&Style) -> bool + use<> {
+    let solo = styles.iter().any(|style| style.solo);
+    move |style| if solo { style.solo } else { style.on }
+}
+
+/// Why the blend cannot be a file: the first style whose weight is not one number.
+pub fn not_a_file(settings: &Settings) -> Option<String> {
+    let styles = settings.styles.as_deref().unwrap_or_default();
+    let counts = counting(styles);
+    let changing = styles.iter().filter(|style| counts(style)).find(|style| {
+        let strength = strength(style);
+        !strength.is_zero() && (strength.is_scheduled() || strength.region().is_some())
+    })?;
+    Some(format!("{} {}", changing.name(), text::EXPORT_CHANGES))
 }
 
 /// What to draw. Names that are no longer known become the defaults.

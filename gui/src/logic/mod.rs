@@ -4,9 +4,11 @@
 mod blend;
 mod events;
 mod grid;
+mod paint;
 mod queue;
 mod recipe;
 mod start;
+pub mod strength;
 mod training;
 
 use std::{
@@ -14,15 +16,16 @@ use std::{
     sync::Arc,
 };
 
-use image::RgbImage;
+use image::{GrayImage, RgbImage};
 use scumble::{
     engine::{Command, Draw, Export, JobId},
     pipeline::{InitSource, infotext::Recipe},
 };
 
-pub use blend::{adapters, mix, request};
+pub use blend::{adapters, mix, not_a_file, request};
 pub use events::receive;
 pub use grid::{choices, defaults, grid, typed};
+pub use paint::Paint;
 pub use queue::job;
 pub use training::{config, eta_secs, out_path, pictures_per_sec};
 
@@ -47,6 +50,10 @@ pub enum Action {
     RemoveStyle(usize),
     /// Put words at the prompt's end.
     AddWords(String),
+    /// What an adapter looks like was found.
+    Cover(PathBuf, Arc<RgbImage>),
+    /// Something about a mask.
+    Paint(Paint),
     /// Everything as in a picture's recipe. With the picture's file, if it came from one.
     Restore(Box<Recipe>, Option<PathBuf>),
     /// A picture of the history, with everything.
@@ -141,6 +148,12 @@ pub enum Effect {
     Save(Shot, PathBuf),
     /// Read a picture to start from; [`Action::SetStart`] is done with it.
     ReadStart(PathBuf, bool),
+    /// Look for a picture of an adapter.
+    FindCover(PathBuf),
+    /// Read the mask of a style.
+    ReadMask(PathBuf, PathBuf),
+    /// Keep a mask of a style in a file: which writing it is, and what.
+    WriteMask(PathBuf, u64, Arc<GrayImage>),
     /// Text to a file.
     WriteCaption(PathBuf, String),
     /// Away with a report.
@@ -207,6 +220,11 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             settings.prompt = format!("{}{joint}{words}", settings.prompt.trim_end());
             changed(settings, session, &mut effects);
         }
+        Action::Cover(adapter, picture) => {
+            session.next_shot += 1;
+            session.covers.insert(adapter, Some((session.next_shot, picture)));
+        }
+        Action::Paint(what) => paint::act(settings, session, what, &mut effects),
         Action::Restore(recipe, file) => {
             recipe::restore(settings, session, &recipe, file.as_deref().and_then(Path::parent));
             describe_new(settings, session, &mut effects);
@@ -315,6 +333,9 @@ fn cancel(session: &mut Session, effects: &mut Vec<Effect>) {
         session.open = Open::default();
         return;
     }
+    if session.painting.take().is_some() {
+        return;
+    }
     let stopped = session.jobs.iter().filter(|(_, job)| job.purpose != Purpose::Train);
     effects.extend(stopped.map(|(job, _)| Effect::Stop(*job)));
 }
@@ -338,6 +359,10 @@ fn open_model(settings: &mut Settings, session: &mut Session, name: &str, effect
 fn describe_new(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
     for style in settings.styles.iter().flatten() {
         session.known.insert(style.name(), style.path.clone());
+        if !session.covers.contains_key(&style.path) {
+            session.covers.insert(style.path.clone(), None);
+            effects.push(Effect::FindCover(style.path.clone()));
+        }
         if !session.cards.contains_key(&style.path) {
             let purpose = Purpose::Describe(style.path.clone());
             effects.push(Effect::Submit(purpose, Command::Describe(style.path.clone())));

@@ -11,7 +11,8 @@ use scumble::{
     },
 };
 
-use crate::state::{HiresForm, Session, Settings, Shot, Style};
+use super::strength;
+use crate::state::{HiresForm, Place, Session, Settings, Shot, Style};
 
 /// Sets everything a recipe names; what it leaves out becomes the default. Styles it does not name are switched off.
 pub(super) fn restore(
@@ -36,15 +37,16 @@ pub(super) fn restore(
         settings.model = model;
     }
     restore_passes(settings, session, recipe);
+    session.painting = None;
     let mut styles = settings.styles.take().unwrap_or_default();
     styles.iter_mut().for_each(|style| (style.on, style.solo) = (false, false));
     for lora in &recipe.loras {
         match styles.iter_mut().find(|style| style.name() == lora.name) {
-            Some(style) => set(style, &lora.strength),
+            Some(style) => set(style, &lora.strength, session),
             None => match find(session, lora, folder) {
                 Some(path) => {
                     let mut style = Style::new(path, 1.0);
-                    set(&mut style, &lora.strength);
+                    set(&mut style, &lora.strength, session);
                     styles.push(style);
                 }
                 None => session.tell(
@@ -53,13 +55,6 @@ pub(super) fn restore(
                     true,
                 ),
             },
-        }
-        if lora.strength.is_scheduled() || lora.strength.region().is_some() {
-            let message = format!(
-                "the weight of `{}`, {}, changes over the steps or with the place, which the viewer cannot show: its first weight is used",
-                lora.name, lora.strength
-            );
-            session.tell(message, None, false);
         }
     }
     settings.styles = Some(styles);
@@ -80,11 +75,25 @@ fn restore_passes(settings: &mut Settings, session: &mut Session, recipe: &Recip
     }
 }
 
-fn set(style: &mut Style, strength: &Strength) {
-    let (unet, text) = (strength.unet().at(0.0), strength.text_encoder().at(0.0));
+/// Sets a card. A mask that is gone cannot be followed, which is said.
+fn set(style: &mut Style, strength: &Strength, session: &mut Session) {
     style.on = true;
-    style.weight = unet;
-    style.text_weight = (unet != text).then_some(text);
+    strength::set(style, strength);
+    if let Place::Painted { mask: Some(mask), .. } = &style.place
+        && !mask.is_file()
+    {
+        let message = format!(
+            "the mask of `{}` is not there any more, so it acts everywhere: {}",
+            style.name(),
+            mask.display()
+        );
+        session.tell(
+            message,
+            Some("put the file back and restore the picture again, or paint a new one".into()),
+            true,
+        );
+        style.place = Place::Everywhere;
+    }
 }
 
 /// The file a recipe means: one that was seen before, or lies beside the picture.

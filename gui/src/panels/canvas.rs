@@ -48,6 +48,9 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     }
     let line = Stroke::new(1.0, Palette::of(ui).line);
     ui.painter().rect_stroke(rect, CornerRadius::same(theme::RADIUS), line, egui::StrokeKind::Outside);
+    if super::place::paint(ui, view, rect) {
+        return;
+    }
     let prompt = view.state.settings.prompt.clone();
     if base_is_hidden(view) {
         let response = ui.interact(rect, ui.scope_id().with("picture"), Sense::click());

@@ -1,14 +1,17 @@
 //! What is drawn, a panel a file. Panels change settings in place and say what is to be done as actions.
 
 mod blend;
+mod blocks;
 mod canvas;
 mod generate;
 mod grid;
 mod history;
 mod overlays;
+mod place;
 mod problems;
 mod queue;
 mod start;
+mod steps;
 mod styles;
 mod top;
 mod train;

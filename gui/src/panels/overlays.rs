@@ -5,7 +5,7 @@ use scumble::adapter::library::{Entry, Library};
 
 use super::View;
 use crate::{
-    logic::{Action, Dialog},
+    logic::{self, Action, Dialog},
     text,
     theme::{self, Palette},
     widgets::named,
@@ -146,9 +146,14 @@ fn export(ui: &Ui, view: &mut View<'_>) {
                 ui.label(text::RANK);
             });
         }
+        let refused = logic::not_a_file(&view.state.settings);
+        if let Some(reason) = &refused {
+            ui.add(egui::Label::new(RichText::new(reason).color(Palette::of(ui).warn)).wrap());
+        }
         ui.add_space(8.0);
         ui.horizontal(|ui| {
-            if ui.add(theme::primary(ui, text::EXPORT_GO)).clicked() {
+            let go = theme::primary(ui, text::EXPORT_GO);
+            if ui.add_enabled(refused.is_none(), go).clicked() {
                 view.act(Action::Ask(Dialog::ExportBlend));
             }
             ui.button(text::CLOSE).clicked()

@@ -1,19 +1,21 @@
 //! The cards of the blend's styles.
 
-use eframe::egui::{self, Align, Layout, RichText, Slider, Ui};
+use eframe::egui::{self, Align, Layout, RichText, Sense, Slider, Ui, vec2};
 use scumble::adapter::library::Card;
 
 use super::View;
 use crate::{
     logic::Action,
-    state::Style,
+    state::{Part, Place, Style},
     text,
     theme::{self, Palette},
-    widgets::{named, sign},
+    widgets::{named, sign, textures},
 };
 
 /// Weights a slider reaches; more can be typed.
 const RANGE: std::ops::RangeInclusive<f64> = -1.0..=2.0;
+/// The side of a card's picture.
+const COVER: f32 = 36.0;
 
 /// All cards. True if one was changed.
 pub fn draw(ui: &mut Ui, view: &mut View<'_>) -> bool {
@@ -57,14 +59,92 @@ fn card(ui: &mut Ui, view: &mut View<'_>, index: usize, style: &mut Style) {
                 });
             });
         });
-        if let Some(card) = view.state.session.cards.get(&style.path).cloned() {
-            facts(ui, view, &card, &name);
-        }
+        ui.horizontal(|ui| {
+            cover(ui, view, style);
+            if let Some(card) = view.state.session.cards.get(&style.path).cloned() {
+                facts(ui, view, &card, &name);
+            }
+        });
         let label = if style.text_weight.is_some() { text::WEIGHT_UNET } else { text::WEIGHT };
         weight(ui, &mut style.weight, &name, label);
         if let Some(text_weight) = &mut style.text_weight {
             weight(ui, text_weight, &name, text::WEIGHT_TEXT);
         }
+        unfolding(ui, view, (index, style));
+    });
+}
+
+/// What the weight is beyond a number, each part unfolded by its button.
+fn unfolding(ui: &mut Ui, view: &mut View<'_>, (index, style): (usize, &mut Style)) {
+    let name = style.name();
+    let parts = [
+        (Part::Blocks, text::BLOCKS, text::BLOCKS_HINT, !style.blocks.is_empty()),
+        (
+            Part::Steps,
+            text::STEPS_OF,
+            text::STEPS_OF_HINT,
+            style.steps.is_some() || style.text_steps.is_some(),
+        ),
+        (Part::Place, text::PLACE, text::PLACE_HINT, style.place != Place::Everywhere),
+    ];
+    ui.horizontal(|ui| {
+        ui.spacing_mut().item_spacing.x = 4.0;
+        for (part, title, hint, in_use) in parts {
+            let key = (style.path.clone(), part);
+            let open = view.state.session.unfolded.contains(&key);
+            let words = if in_use { format!("{title} •") } else { title.to_owned() };
+            let button = choice(ui, open, &words).on_hover_text(hint);
+            if named(button, format!("{title} {name}")).clicked() {
+                if open {
+                    view.state.session.unfolded.remove(&key);
+                } else {
+                    view.state.session.unfolded.insert(key);
+                }
+            }
+        }
+    });
+    let open = |part| view.state.session.unfolded.contains(&(style.path.clone(), part));
+    let (blocks, steps, place) = (open(Part::Blocks), open(Part::Steps), open(Part::Place));
+    if blocks {
+        super::blocks::draw(ui, view, style);
+    }
+    if steps {
+        super::steps::draw(ui, view, style);
+    }
+    if place {
+        super::place::draw(ui, view, (index, style));
+    }
+}
+
+/// Small choices beside each other, under a caption, in as many rows as they need.
+pub(super) fn choices(ui: &mut Ui, caption: &str, add: impl FnOnce(&mut Ui)) {
+    theme::caption(ui, caption);
+    ui.horizontal_wrapped(|ui| {
+        let spacing = ui.spacing_mut();
+        spacing.item_spacing = vec2(2.0, 2.0);
+        spacing.button_padding = vec2(6.0, 2.0);
+        spacing.interact_size.y = 20.0;
+        add(ui);
+    });
+}
+
+/// A small button that stays down.
+pub(super) fn choice(ui: &mut Ui, on: bool, words: &str) -> egui::Response {
+    ui.selectable_label(on, RichText::new(words).small())
+}
+
+/// What it looks like, if somebody has a picture of it.
+fn cover(ui: &mut Ui, view: &mut View<'_>, style: &Style) {
+    let covers = &view.state.session.covers;
+    let Some((id, picture)) = covers.get(&style.path).and_then(Option::as_ref) else { return };
+    let texture = view.textures.get(ui.ctx(), *id, picture);
+    let (rect, response) = ui.allocate_exact_size(vec2(COVER, COVER), Sense::hover());
+    let image = egui::epaint::RectShape::filled(rect, 4.0, egui::Color32::WHITE);
+    ui.painter().add(image.with_texture(texture, textures::middle(picture)));
+    let label = format!("{} {}", text::COVER, style.name());
+    response.widget_info(|| egui::WidgetInfo::labeled(egui::accesskit::Role::Image, true, &label));
+    response.on_hover_ui(|ui| {
+        ui.add(egui::Image::new((texture, vec2(picture.width() as f32, picture.height() as f32))));
     });
 }
 

@@ -1,10 +1,14 @@
 //! What the window shows: plain data. [`Settings`] is remembered between runs, [`Session`] is not.
 
+mod painting;
 mod session;
 mod settings;
+mod style;
 
+pub use painting::*;
 pub use session::*;
 pub use settings::*;
+pub use style::*;
 
 /// Everything.
 #[derive(Debug, Default)]

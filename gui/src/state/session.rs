@@ -1,6 +1,10 @@
 //! What lasts as long as the window.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use image::RgbImage;
 use scumble::{
@@ -10,6 +14,8 @@ use scumble::{
     pipeline::{InitSource, infotext::Recipe},
     progress::Stage,
 };
+
+use super::Painting;
 
 /// What lasts as long as the window.
 #[derive(Debug, Default)]
@@ -40,6 +46,14 @@ pub struct Session {
     pub report: Option<Box<BlendReport>>,
     /// What adapters' files say of themselves.
     pub cards: BTreeMap<PathBuf, Box<Card>>,
+    /// What adapters look like, by their files, with the picture's number; `None` where there is no picture, or none yet.
+    pub covers: BTreeMap<PathBuf, Option<(u64, Arc<RgbImage>)>>,
+    /// Parts of cards that are unfolded.
+    pub unfolded: BTreeSet<(PathBuf, Part)>,
+    /// The mask that is being painted.
+    pub painting: Option<Painting>,
+    /// The newest writing of a style's mask.
+    pub masks: BTreeMap<PathBuf, u64>,
     /// What went wrong, and what is to be known.
     pub problems: Vec<Problem>,
     /// Reports of what must not happen, of this run and earlier ones, the newest first.
@@ -156,6 +170,17 @@ pub struct Shot {
     pub start: Option<Start>,
     /// It followed a change: the next such picture takes its place in the history.
     pub live: bool,
+}
+
+/// What a card unfolds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Part {
+    /// Factors on blocks.
+    Blocks,
+    /// The weight over the steps.
+    Steps,
+    /// Where in the picture.
+    Place,
 }
 
 /// Something to be told.

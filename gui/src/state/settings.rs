@@ -1,9 +1,11 @@
 //! What is remembered between runs.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use scumble::pipeline::Hires;
 use serde::{Deserialize, Serialize};
+
+use super::Style;
 
 /// The two sides of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -122,38 +124,6 @@ impl Default for HiresForm {
         let Hires { scale, strength, .. } = Hires::default();
         Self { on: false, scale, strength, steps: 0 }
     }
-}
-
-/// A style of the blend.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Style {
-    /// Its file.
-    pub path: PathBuf,
-    /// In the denoising network; everywhere if not split.
-    pub weight: f64,
-    /// In the text encoders, if split.
-    pub text_weight: Option<f64>,
-    /// Takes part.
-    pub on: bool,
-    /// Only those with this take part, if there are any.
-    pub solo: bool,
-}
-
-impl Style {
-    /// A style at a weight.
-    pub fn new(path: impl Into<PathBuf>, weight: f64) -> Self {
-        Self { path: path.into(), weight, text_weight: None, on: true, solo: false }
-    }
-
-    /// What it is called: the file's name.
-    pub fn name(&self) -> String {
-        stem(&self.path)
-    }
-}
-
-/// A file's name without its ending.
-pub fn stem(path: &Path) -> String {
-    path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// What to train.

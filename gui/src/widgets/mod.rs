@@ -1,9 +1,13 @@
 //! What egui has no widget for.
 
+pub mod bars;
 pub mod compare;
+pub mod curve;
+pub mod nudge;
 pub mod pad;
 pub mod textures;
 pub mod thumbnail;
+pub mod veil;
 
 use eframe::egui::{self, Response, Ui};
 

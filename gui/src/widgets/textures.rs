@@ -72,3 +72,9 @@ pub fn fit(place: egui::Rect, picture: &RgbImage) -> egui::Rect {
     let scale = (place.width() / w).min(place.height() / h);
     egui::Rect::from_center_size(place.center(), egui::vec2(w, h) * scale)
 }
+
+/// The part of a picture that is a square, as large as possible, in its middle.
+pub fn middle(picture: &RgbImage) -> egui::Rect {
+    let (w, h) = (picture.width().max(1) as f32, picture.height().max(1) as f32);
+    egui::Rect::from_center_size(egui::pos2(0.5, 0.5), egui::vec2(w.min(h) / w, w.min(h) / h))
+}

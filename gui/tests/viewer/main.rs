@@ -6,3 +6,4 @@ mod names;
 mod pictures;
 mod support;
 mod train;
+mod weights;

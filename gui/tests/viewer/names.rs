@@ -51,6 +51,14 @@ fn every_control_has_a_name() {
         window.harness.get_by_label(&format!("{} blueprint", text::SPLIT)).click();
         window.frame();
         window.settle();
+        for unfolded in [text::BLOCKS, text::STEPS_OF, text::PLACE] {
+            window.click(&format!("{unfolded} blueprint"));
+        }
+        window.click(&format!("blueprint {}: {}", text::STEPS_CURVE, text::STEPS_IN));
+        window.click(&format!("blueprint {}: {}", text::PLACE, text::PLACE_PAINTED));
+        window.settle();
+        named(&window, "an unfolded card");
+        window.act(Action::Cancel);
         window.act(Action::ToggleCompare);
         window.settle();
         let draw = named(&window, "drawing");
