@@ -88,4 +88,24 @@ fn a_grid_shows_both_axes() {
     let grid = image::open(root.join("out/00001-7-grid.png")).unwrap();
     assert!(grid.width() > 2 * 192 && grid.height() > 2 * 192);
     scumble(root).args(["generate", "cat", "--grid", "3"]).assert().code(1).stderr(contains("there is none"));
+    let sides = |x: &str, y: &str| {
+        let draw = ["generate", "cat", "--lora", "riso:0.6", "--out", "sides", "--grid-x", x, "--grid-y", y];
+        scumble(root).args([&draw[..], &QUICK[..]].concat()).assert()
+    };
+    sides("weight:riso=0,0.6", "steps=2,3").success();
+    let bytes = fs::read(root.join("sides/00001-7-grid.png")).unwrap();
+    let text = String::from_utf8_lossy(&bytes);
+    assert!(text.contains("X Type: Weight of riso, X Values: \"0, 0.6\", Y Type: Steps"), "no recipe");
+    // The corner is the picture of its own.
+    let alone = ["generate", "cat", "--lora", "riso:0.6", "--lora-mode", "live", "--out", "alone"];
+    scumble(root).args([&alone[..], &QUICK[..]].concat()).assert().success();
+    let alone = image::open(root.join("alone/00001-7.png")).unwrap().into_rgb8();
+    let alone = image::imageops::resize(&alone, 192, 192, image::imageops::FilterType::CatmullRom);
+    let grid = image::open(root.join("sides/00001-7-grid.png")).unwrap().into_rgb8();
+    let (w, h) = grid.dimensions();
+    let corner = image::imageops::crop_imm(&grid, w - 12 - 192, h - 12 - 192, 192, 192).to_image();
+    assert_eq!(corner, alone);
+    sides("weight:oil=0,1", "steps=2").code(1).stderr(contains("riso"));
+    sides("steps=2", "steps=3").code(1).stderr(contains("the same thing"));
+    sides("much", "steps=3").code(1).stderr(contains("weight:my-style=0,0.5,1"));
 }

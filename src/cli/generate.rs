@@ -14,12 +14,13 @@ use super::{
     setup,
 };
 use crate::{
-    adapter::BlendMode,
+    adapter::{Blend, BlendMode},
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files::{self, NewFolder},
     pipeline::{
         GenerateRequest, Generated, Pipeline,
+        grid::Grid,
         hires::MAX_SCALE,
         infotext::{self, Recipe},
         request::{MAX_CFG_SCALE, MAX_SIDE_PX, MAX_STEPS},
@@ -105,6 +106,12 @@ pub(super) struct Args {
     /// Draw one picture at N by N weights of the first two styles, from 0 to what is given, as a single labelled picture
     #[arg(long, value_name = "N")]
     pub grid: Option<usize>,
+    /// What changes from left to right in a grid: weight:STYLE=0,0.5,1, weights=…, steps=…, seed=… or style=A,B
+    #[arg(long, value_name = "WHAT=VALUES", conflicts_with = "grid")]
+    pub grid_x: Option<String>,
+    /// What changes from top to bottom
+    #[arg(long, value_name = "WHAT=VALUES", requires = "grid_x")]
+    pub grid_y: Option<String>,
     /// Repeat a picture by the recipe in its file; further options change single things
     #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
@@ -128,11 +135,11 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let used = loras::apply(&plan.loras, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
     plan.request.cfg_scale = Some(plan.request.cfg_scale_on(&pipeline));
-    if let Some(n) = args.grid {
+    if let Some(grid) = args.grid(pipeline.blend())? {
         let fused = pipeline.blend().mode == BlendMode::Fused;
         let mode = if fused { BlendMode::Fused } else { BlendMode::Live };
         let recipe = plan.recipe(plan.request.seed, size_px, (&used, mode), &words, model_hash);
-        return draw_grid((n, &args.out), &mut pipeline, (&plan.request, recipe), context);
+        return draw_grid((&grid, &args.out), &mut pipeline, (&plan.request, recipe), context);
     }
     let mut made = Vec::new();
     let Context { console, cancel, .. } = context;
@@ -155,17 +162,26 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     outcome
 }
 
+impl Args {
+    fn grid(&self, blend: &Blend) -> Result<Option<Grid>> {
+        match (self.grid, &self.grid_x) {
+            (Some(n), _) => grid::of(n, blend).map(Some),
+            (None, Some(x)) => grid::sides(x, self.grid_y.as_deref(), blend).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
 /// What was drawn before an interruption is kept.
 fn draw_grid(
-    (n, out): (usize, &Path),
+    (grid, out): (&Grid, &Path),
     pipeline: &mut Pipeline,
     (request, mut recipe): (&GenerateRequest, Recipe),
     context: &mut Context,
 ) -> Result<()> {
-    let grid = grid::of(n, pipeline.blend())?;
     let Context { console, cancel, .. } = context;
-    let drawn = pipeline.draw_grid(&grid, request, console, cancel, &mut |_| {})?;
-    recipe.note_grid(&grid, &pipeline.blend().names());
+    let drawn = pipeline.draw_grid(grid, request, console, cancel, &mut |_| {})?;
+    recipe.note_grid(grid, &pipeline.blend().names());
     let file = infotext::encode_png(&drawn.picture, &recipe)?;
     let path = save_numbered(out, &format!("{}-grid.png", request.seed), &file)?;
     console.close();

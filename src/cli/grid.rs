@@ -1,4 +1,4 @@
-//! `scumble generate --grid N`: one picture at many weights of one or two styles.
+//! `scumble generate --grid N`, `--grid-x`, `--grid-y`: many pictures as one.
 
 use crate::{
     adapter::Blend,
@@ -22,4 +22,12 @@ pub(super) fn of(n: usize, blend: &Blend) -> Result<Grid> {
             .with_hint("add `--lora first.safetensors --lora second.safetensors`"));
     };
     Ok(Grid { x, y: rising(1) })
+}
+
+/// What `--grid-x` and `--grid-y` say.
+pub(super) fn sides(x: &str, y: Option<&str>, blend: &Blend) -> Result<Grid> {
+    let side = |option: &str, text: &str| {
+        Axis::parse(text, &blend.names()).map_err(|e| e.context(format!("`{option}`")))
+    };
+    Ok(Grid { x: side("--grid-x", x)?, y: y.map(|y| side("--grid-y", y)).transpose()? })
 }

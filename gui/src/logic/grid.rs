@@ -3,7 +3,7 @@
 use scumble::{
     engine::{Command, DrawGrid},
     error::{Error, Result},
-    pipeline::grid::{Axis, Grid, MAX_SIDE},
+    pipeline::grid::{Axis, Grid, Kind},
 };
 
 use super::{Effect, mix, request};
@@ -61,7 +61,9 @@ pub fn grid(settings: &Settings, form: &GridForm) -> Result<Grid> {
         (None, Some(y)) => (y, None),
         (None, None) => return Err(Error::invalid("choose what changes from picture to picture")),
     };
-    Ok(Grid { x, y })
+    let grid = Grid { x, y };
+    grid.check(settings.styles.as_ref().map_or(0, Vec::len))?;
+    Ok(grid)
 }
 
 pub(super) fn draw(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
@@ -76,49 +78,17 @@ pub(super) fn draw(settings: &Settings, session: &mut Session, effects: &mut Vec
 }
 
 fn axis(side: &GridSide, settings: &Settings) -> Result<Option<Axis>> {
-    let axis = match side.varies {
+    let kind = match side.varies {
         Varies::Nothing => return Ok(None),
-        Varies::Weight(style) => Axis::Weight { style, values: weights(&side.values)? },
-        Varies::Weights => Axis::Weights(weights(&side.values)?),
-        Varies::Steps => Axis::Steps(parsed(&side.values)?),
-        Varies::Seed => Axis::Seeds(parsed(&side.values)?),
-        Varies::Style => Axis::Styles(named(&side.values, settings)?),
+        Varies::Weight(style) => Kind::Weight(style),
+        Varies::Weights => Kind::Weights,
+        Varies::Steps => Kind::Steps,
+        Varies::Seed => Kind::Seeds,
+        Varies::Style => Kind::Styles,
     };
-    if !(1..=MAX_SIDE).contains(&axis.len()) {
-        return Err(Error::invalid(format!("expected 1 to {MAX_SIDE} values, found {}", axis.len())));
-    }
-    Ok(Some(axis))
-}
-
-fn words(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',').map(str::trim).filter(|word| !word.is_empty())
-}
-
-fn parsed<T: std::str::FromStr>(list: &str) -> Result<Vec<T>> {
-    let value = |word: &str| {
-        word.parse()
-            .map_err(|_| Error::invalid(format!("expected numbers with commas between, found `{word}`")))
-    };
-    words(list).map(value).collect()
-}
-
-fn weights(list: &str) -> Result<Vec<f64>> {
-    let values: Vec<f64> = parsed(list)?;
-    match values.iter().find(|value| !value.is_finite()) {
-        Some(value) => Err(Error::invalid(format!("expected weights that are numbers, found {value}"))),
-        None => Ok(values),
-    }
-}
-
-fn named(list: &str, settings: &Settings) -> Result<Vec<usize>> {
-    let place = |word: &str| {
-        let found = on(settings).find(|(_, style)| style.name() == word);
-        let known: Vec<String> = on(settings).map(|(_, style)| style.name()).collect();
-        found
-            .map(|(index, _)| index)
-            .ok_or_else(|| Error::unknown("style", word, known.iter().map(String::as_str)))
-    };
-    words(list).map(place).collect()
+    let names: Vec<String> = settings.styles.iter().flatten().map(Style::name).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    Axis::of(kind, &side.values, &names).map(Some)
 }
 
 /// The styles that take part, by their place.
@@ -151,6 +121,7 @@ mod tests {
             (Varies::Seed, ""),
             (Varies::Style, "oil"),
             (Varies::Nothing, ""),
+            (Varies::Weights, "inf"),
         ] {
             assert!(
                 grid(&settings, &of(side(varies, values), side(Varies::Nothing, ""))).is_err(),

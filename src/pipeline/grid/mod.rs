@@ -1,6 +1,9 @@
 //! Many pictures as one labelled picture: one thing changes from left to right, another from top to bottom.
 
+mod words;
+
 use image::RgbImage;
+pub use words::Kind;
 
 use super::{GenerateRequest, Pipeline, infotext::Recipe, sheet::Sheet};
 use crate::{
@@ -77,7 +80,7 @@ impl Pipeline {
         so_far: &mut dyn FnMut(&RgbImage),
     ) -> Result<DrawnGrid> {
         let before = self.blend().clone();
-        grid.check(&before)?;
+        grid.check(before.entries.len())?;
         // Fusing for each picture anew would not pay.
         let mode = if before.mode == BlendMode::Auto { BlendMode::Live } else { before.mode };
         let blend = Blend { mode, ..before.clone() };
@@ -142,32 +145,12 @@ impl Grid {
         self.len() == 0
     }
 
-    /// Looks for what cannot be drawn.
+    /// Looks for what cannot be drawn with a blend of so many styles.
     ///
     /// # Errors
     /// If a side has no values or too many, names a style that is not there, or both change the same thing.
-    pub fn check(&self, blend: &Blend) -> Result<()> {
-        for axis in self.axes() {
-            if !(1..=MAX_SIDE).contains(&axis.len()) {
-                let found = axis.len();
-                return Err(Error::invalid(format!(
-                    "expected 1 to {MAX_SIDE} values on a side of a grid, found {found}"
-                )));
-            }
-            if let Some(style) = axis.styles().iter().find(|style| **style >= blend.entries.len()) {
-                let message =
-                    format!("the grid names style number {}, there are {}", style + 1, blend.entries.len());
-                return Err(Error::invalid(message));
-            }
-            let weights = if let Axis::Weight { values, .. } | Axis::Weights(values) = axis {
-                &values[..]
-            } else {
-                &[]
-            };
-            if let Some(weight) = weights.iter().find(|weight| !weight.is_finite()) {
-                return Err(Error::invalid(format!("expected weights that are numbers, found {weight}")));
-            }
-        }
+    pub fn check(&self, styles: usize) -> Result<()> {
+        self.axes().try_for_each(|axis| axis.check(styles))?;
         let clash = match (&self.x, &self.y) {
             (Axis::Weight { style: x, .. }, Some(Axis::Weight { style: y, .. })) => x == y,
             (Axis::Weight { .. }, Some(Axis::Styles(_))) | (Axis::Styles(_), Some(Axis::Weight { .. })) => {
@@ -214,6 +197,27 @@ impl Axis {
         self.len() == 0
     }
 
+    fn check(&self, styles: usize) -> Result<()> {
+        let found = self.len();
+        if !(1..=MAX_SIDE).contains(&found) {
+            return Err(Error::invalid(format!(
+                "expected 1 to {MAX_SIDE} values on a side of a grid, found {found}"
+            )));
+        }
+        if let Some(style) = self.styles().iter().find(|style| **style >= styles) {
+            let message = format!("the grid names style number {}, there are {styles}", style + 1);
+            return Err(Error::invalid(message));
+        }
+        let weights = match self {
+            Self::Weight { values, .. } | Self::Weights(values) => &values[..],
+            _ => &[],
+        };
+        match weights.iter().find(|weight| !weight.is_finite()) {
+            Some(weight) => Err(Error::invalid(format!("expected weights that are numbers, found {weight}"))),
+            None => Ok(()),
+        }
+    }
+
     fn styles(&self) -> &[usize] {
         match self {
             Self::Weight { style, .. } => std::slice::from_ref(style),
@@ -243,35 +247,6 @@ impl Axis {
                     }
                 }
             }
-        }
-    }
-
-    fn labels(&self, names: &[&str]) -> Vec<String> {
-        let name = |style: &usize| names.get(*style).copied().unwrap_or_default();
-        match self {
-            Self::Weight { style, values } => {
-                values.iter().map(|value| format!("{} {}", name(style), short(*value))).collect()
-            }
-            Self::Weights(values) => values.iter().map(|value| format!("all {}", short(*value))).collect(),
-            Self::Steps(values) => values.iter().map(|value| format!("{value} steps")).collect(),
-            Self::Seeds(values) => values.iter().map(|value| format!("seed {value}")).collect(),
-            Self::Styles(styles) => styles.iter().map(|style| name(style).to_owned()).collect(),
-        }
-    }
-
-    /// What it is and its values, as words.
-    fn words(&self, names: &[&str]) -> (String, String) {
-        fn join<T: ToString>(values: &[T]) -> String {
-            values.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
-        }
-        match self {
-            Self::Weight { style, values } => {
-                (format!("Weight of {}", names.get(*style).copied().unwrap_or_default()), join(values))
-            }
-            Self::Weights(values) => ("All weights times".into(), join(values)),
-            Self::Steps(values) => ("Steps".into(), join(values)),
-            Self::Seeds(values) => ("Seed".into(), join(values)),
-            Self::Styles(_) => ("Style".into(), self.labels(names).join(", ")),
         }
     }
 }
@@ -304,10 +279,4 @@ fn cell_px((width, height): (usize, usize), cells: usize) -> (u32, u32) {
     let (width, height) = ((width * up) as f64, (height * up) as f64);
     let down = (MAX_SHEET_PX / (width * height * cells as f64)).sqrt().min(1.0);
     (((width * down) as u32).max(1), ((height * down) as u32).max(1))
-}
-
-/// Two digits at most, none that say nothing.
-fn short(weight: f64) -> String {
-    let weight = format!("{weight:.2}");
-    weight.trim_end_matches('0').trim_end_matches('.').to_owned()
 }
