@@ -56,6 +56,7 @@ pub const START_DRAWN: &str = "drawn, seed ";
 pub const START_LOST: &str = "this picture was drawn over another one, which is not here: it will differ";
 pub const START_LOST_HINT: &str = "drop that picture onto the window";
 pub const STRENGTH: &str = "Strength";
+pub const STRENGTH_BEFORE: &str = "strength ";
 pub const STRENGTH_HINT: &str = "How much is drawn anew: 0 keeps the picture as it is, 1 keeps nothing of it. About 0.3 changes the style, 0.75 the content too.";
 pub const HIRES: &str = "Second pass (hires)";
 pub const HIRES_ON: &str = "Enlarge and draw again";

@@ -33,8 +33,10 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
                         }
                         ui.add(Label::new(RichText::new(&start.name).small()).truncate());
                     });
-                    ui.spacing_mut().slider_width = 110.0;
-                    let slider = Slider::new(&mut view.state.settings.strength, 0.0..=1.0).max_decimals(2);
+                    ui.spacing_mut().slider_width = 64.0;
+                    let slider = Slider::new(&mut view.state.settings.strength, 0.0..=1.0)
+                        .max_decimals(2)
+                        .prefix(text::STRENGTH_BEFORE);
                     named(ui.add(slider), text::STRENGTH).on_hover_text(text::STRENGTH_HINT);
                 });
             });
