@@ -30,6 +30,8 @@ static HEAP: scumble::heap::Heap = scumble::heap::Heap;
 
 const STARTS: usize = 5;
 const MOVES: usize = 20;
+/// As many again follow with a frame drawn as often as a screen shows one, for the time that frames take.
+const ALL_MOVES: usize = 2 * MOVES;
 const TRAINED: u64 = 60;
 /// A frame of 60 a second.
 const FRAME: Duration = Duration::from_micros(16_667);
@@ -128,7 +130,7 @@ impl Live {
     fn slide(&mut self, to: usize, ctx: &Context) {
         self.stage = Stage::Drawing(to, false);
         self.moved = Instant::now();
-        let weight = to as f64 / MOVES as f64;
+        let weight = to as f64 / ALL_MOVES as f64;
         self.app.change(
             |settings| settings.styles.iter_mut().flatten().take(1).for_each(|s| s.weight = weight),
             ctx,
@@ -147,11 +149,14 @@ impl Live {
             }
             Stage::Drawing(n, true) if !preview => {
                 self.seen.pictures.push(self.moved.elapsed());
-                if n < MOVES {
-                    self.slide(n + 1, ctx);
-                } else {
+                if n == MOVES {
                     told("from a slider to the first preview", &mut self.seen.previews);
                     told("from a slider to the picture of 20 steps", &mut self.seen.pictures);
+                    (self.seen, self.last) = (Seen::default(), None);
+                }
+                if n < ALL_MOVES {
+                    self.slide(n + 1, ctx);
+                } else {
                     self.told_frames("while pictures are drawn");
                     self.train(ctx);
                 }
@@ -197,7 +202,10 @@ impl eframe::App for Live {
         }
         self.look(&ctx);
         self.app.draw_ui(ui);
-        ctx.request_repaint_after(FRAME);
+        // Pictures are timed with the frames the window asks for itself.
+        if !matches!(self.stage, Stage::Drawing(1..=MOVES, _)) {
+            ctx.request_repaint_after(FRAME);
+        }
     }
 }
 

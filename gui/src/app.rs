@@ -65,10 +65,8 @@ impl App {
     /// If the engine does not start.
     pub fn with(ctx: &Context, mut settings: Settings) -> Result<Self> {
         theme::install(ctx);
-        let wake = ctx.clone();
-        let engine = background::giving_way(|| {
-            Engine::start(DeviceChoice::Auto, Precision::Auto, move || wake.request_repaint())
-        })?;
+        let wake = background::waking(ctx.clone());
+        let engine = background::giving_way(|| Engine::start(DeviceChoice::Auto, Precision::Auto, wake))?;
         let mut state = State::default();
         if settings.styles.is_none() {
             match samples::styles(&files::cache_folder()) {

@@ -1,10 +1,41 @@
 //! Work that must not hold up the window and is no job for the engine: dialogs, saving.
 
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use eframe::egui::Context;
 use scumble::error::{Error, Result};
+
+/// What the engine says is shown this often at most: a small model takes more steps a second than anybody sees, and where
+/// frames are drawn by software, each takes the engine's time.
+const SHOWN_EVERY: Duration = Duration::from_millis(33);
 
 /// How much the engine gives way to the window, in steps of `nice`.
 #[cfg(target_os = "linux")]
 const NICE: libc::c_int = 5;
+
+/// Has a frame drawn: at once, or, if the last one it asked for is less than [`SHOWN_EVERY`] old, by then.
+pub fn waking(ctx: Context) -> impl Fn() + Send + Sync {
+    // When the last frame that was asked for is drawn.
+    let drawn: Mutex<Option<Instant>> = Mutex::default();
+    move || {
+        let now = Instant::now();
+        let mut drawn = drawn.lock().unwrap_or_else(PoisonError::into_inner);
+        match *drawn {
+            Some(last) if last > now => {}
+            Some(last) if now - last < SHOWN_EVERY => {
+                *drawn = Some(last + SHOWN_EVERY);
+                ctx.request_repaint_after(last + SHOWN_EVERY - now);
+            }
+            _ => {
+                *drawn = Some(now);
+                ctx.request_repaint();
+            }
+        }
+    }
+}
 
 /// Runs something where the threads it starts, and those that they start, give way to this one: a frame is not late
 /// because all cores compute. Only Linux counts this by thread; elsewhere it makes no difference.
