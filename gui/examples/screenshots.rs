@@ -83,7 +83,7 @@ struct Scene {
 fn scenes() -> Vec<Scene> {
     let pictures = std::env::home_dir().unwrap_or_default().join("riso");
     copy(&sample("riso"), &pictures);
-    let train = TrainForm { name: "riso-2".into(), steps: 120, preview_every: 20, ..TrainForm::default() };
+    let train = TrainForm { name: "riso-2".into(), steps: 1000, preview_every: 20, ..TrainForm::default() };
     let idle = |app: &App| app.state().session.jobs.is_empty();
     let scene = |name, theme, styles: &[(&str, f64)]| Scene {
         name,

@@ -1,5 +1,7 @@
 //! The system's dialogs for files and folders.
 
+use std::path::Path;
+
 use rfd::FileDialog;
 use scumble::dataset::decode;
 
@@ -7,6 +9,11 @@ use crate::logic::{Action, Dialog};
 
 /// Opens a dialog and waits for it; `None` if nothing was chosen.
 pub fn ask(dialog: Dialog, name: &str) -> Option<Action> {
+    if is_missing() {
+        let hint = "drop the file or folder onto the window; the command line (`scumble --help`) takes paths";
+        let message = "this system has no file dialogs: there is no session bus to ask for one";
+        return Some(Action::Tell(message.into(), Some(hint.into())));
+    }
     let safetensors = || FileDialog::new().add_filter("safetensors", &["safetensors"]);
     match dialog {
         Dialog::Styles => safetensors().pick_files().map(Action::AddStyles),
@@ -27,4 +34,12 @@ pub fn ask(dialog: Dialog, name: &str) -> Option<Action> {
         Dialog::Library => FileDialog::new().pick_folder().map(Action::ScanLibrary),
         Dialog::TrainFolder => FileDialog::new().pick_folder().map(Action::TrainFolder),
     }
+}
+
+/// On Linux, dialogs are those of the desktop, asked for over the session's bus.
+fn is_missing() -> bool {
+    let socket = std::env::var_os("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("bus"));
+    cfg!(target_os = "linux")
+        && std::env::var_os("DBUS_SESSION_BUS_ADDRESS").is_none()
+        && !socket.is_some_and(|socket| socket.exists())
 }

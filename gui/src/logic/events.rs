@@ -115,11 +115,23 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
         Event::Failed { job, message, hint } => {
             session.tally.failed += 1;
             session.tell(message, hint, true);
+            back_to_a_model(state, job);
             ended(state, job, &mut effects, now);
         }
         _ => {}
     }
     effects
+}
+
+/// A model that did not open is not kept: the one before it is, or the built-in one. Its name stays where it was typed.
+fn back_to_a_model(State { settings, session }: &mut State, job: JobId) {
+    let purpose = session.jobs.get(&job).map(|job| &job.purpose);
+    if matches!(purpose, Some(Purpose::Load | Purpose::Draw | Purpose::Live | Purpose::Grid)) {
+        let open = session.model.as_ref().map_or("mini", |model| &model.name);
+        if settings.model != open {
+            session.model_name = std::mem::replace(&mut settings.model, open.to_owned());
+        }
+    }
 }
 
 fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {

@@ -170,6 +170,8 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
     let State { settings, session } = state;
     match action {
         Action::Generate => {
+            // What was only to be known has been read.
+            session.problems.retain(|problem| problem.is_error);
             if !settings.keep_seed && session.drawn_seed == Some(settings.seed) {
                 settings.seed = another_seed(settings.seed, now);
             }

@@ -1,6 +1,9 @@
 //! The bar above and the line below.
 
-use eframe::egui::{self, Align, Layout, RichText, Ui};
+use eframe::egui::{
+    self, Align, Layout, PopupCloseBehavior, RichText, Ui,
+    containers::menu::{MenuButton, MenuConfig},
+};
 use scumble::progress::Stage;
 
 use super::View;
@@ -52,14 +55,16 @@ fn model(ui: &mut Ui, view: &mut View<'_>) {
         other => super::short(std::path::Path::new(other)),
     };
     let title = format!("{}: {current}", text::MODEL);
-    ui.menu_button(title, |ui| {
+    // A click into the field for the name must not close it.
+    let stays = MenuConfig::new().close_behavior(PopupCloseBehavior::CloseOnClickOutside);
+    MenuButton::new(title).config(stays).ui(ui, |ui| {
         ui.set_min_width(280.0);
-        if ui.button(text::MODEL_BUILT_IN).clicked() {
-            view.act(Action::OpenModel("mini".into()));
-        }
-        for name in view.state.settings.recent_models.clone() {
-            if ui.button(&name).clicked() {
+        let recent = view.state.settings.recent_models.clone();
+        let built_in = (text::MODEL_BUILT_IN.to_owned(), "mini".to_owned());
+        for (label, name) in std::iter::once(built_in).chain(recent.into_iter().map(|n| (n.clone(), n))) {
+            if ui.button(label).clicked() {
                 view.act(Action::OpenModel(name));
+                ui.close();
             }
         }
         ui.separator();
@@ -77,9 +82,11 @@ fn model(ui: &mut Ui, view: &mut View<'_>) {
         ui.horizontal(|ui| {
             if ui.button(text::MODEL_FOLDER).clicked() {
                 view.act(Action::Ask(Dialog::ModelFolder));
+                ui.close();
             }
             if ui.button(text::MODEL_FILE).clicked() {
                 view.act(Action::Ask(Dialog::ModelFile));
+                ui.close();
             }
         });
     });
