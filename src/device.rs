@@ -1,5 +1,8 @@
 //! Where tensors live and in which precision they are computed.
 
+#[cfg(feature = "cuda")]
+mod cuda;
+
 use std::{fmt, str::FromStr};
 
 use candle_core::{DType, Device};
@@ -29,13 +32,40 @@ impl DeviceChoice {
         match self {
             Self::Cpu => Ok(Device::Cpu),
             Self::Cuda(index) => {
-                Device::new_cuda(index).map_err(|e| unavailable(&format!("cuda device {index}"), "cuda", &e))
+                open_cuda(index).map_err(|e| unavailable(&format!("cuda device {index}"), "cuda", &e))
             }
             Self::Metal(index) => Device::new_metal(index)
                 .map_err(|e| unavailable(&format!("metal device {index}"), "metal", &e)),
-            Self::Auto => Ok(Device::new_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
+            Self::Auto => Ok(open_cuda(0).or_else(|_| Device::new_metal(0)).unwrap_or(Device::Cpu)),
         }
     }
+}
+
+fn open_cuda(index: usize) -> candle_core::Result<Device> {
+    #[cfg(feature = "cuda")]
+    return cuda::open(index);
+    #[cfg(not(feature = "cuda"))]
+    Device::new_cuda(index)
+}
+
+/// The most memory tensors had on a card at a time, in MiB, since the start or the last [`forget_peak`]. `None` for devices
+/// that do not say.
+pub fn peak_mib(device: &Device) -> Option<f64> {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        return cuda::peak_bytes(card).ok().map(|bytes| bytes as f64 / f64::from(1 << 20));
+    }
+    debug_assert!(!device.is_cuda());
+    None
+}
+
+/// Starts [`peak_mib`] anew.
+pub fn forget_peak(device: &Device) {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        drop(cuda::forget_peak(card));
+    }
+    let _ = device;
 }
 
 /// The features this program was compiled with.
@@ -107,7 +137,7 @@ impl fmt::Display for DeviceChoice {
 /// What the user asked for with `--dtype`: the precision base weights and activations are held in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
-    /// bf16 on CUDA, f16 on Metal, f32 on the CPU.
+    /// bf16 on CUDA (f16 before Ampere), f16 on Metal, f32 on the CPU.
     #[default]
     Auto,
     /// 32-bit floats.
@@ -125,11 +155,21 @@ impl Precision {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
+            Self::Auto if device.is_cuda() && !multiplies_bf16(device) => DType::F16,
             Self::Auto if device.is_cuda() => DType::BF16,
             Self::Auto if device.is_metal() => DType::F16,
             Self::Auto => DType::F32,
         }
     }
+}
+
+/// Cards do from Ampere on.
+fn multiplies_bf16(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(card) = device {
+        return card.cuda_stream().context().compute_capability().is_ok_and(|(major, _)| major >= 8);
+    }
+    !device.is_cuda()
 }
 
 impl FromStr for Precision {
