@@ -107,7 +107,22 @@ impl Error {
         match self {
             Self::Hinted { hint, .. } => Some(hint),
             Self::Context { source, .. } => source.hint(),
+            Self::Tensor(_) if self.is_out_of_memory() => Some(
+                "a smaller size, or fewer pictures at once, needs less memory; so does `--dtype bf16` or `f16`",
+            ),
             _ => None,
+        }
+    }
+
+    /// True if the device had no room for a tensor.
+    pub fn is_out_of_memory(&self) -> bool {
+        match self {
+            Self::Context { source, .. } | Self::Hinted { source, .. } => source.is_out_of_memory(),
+            Self::Tensor(e) => {
+                let reason = e.to_string().to_lowercase();
+                ["out_of_memory", "out of memory", "alloc_failed"].iter().any(|word| reason.contains(word))
+            }
+            _ => false,
         }
     }
 
@@ -151,6 +166,14 @@ mod tests {
         let e = Error::invalid("no").with_hint("try yes").context("asking");
         assert_eq!(e.to_string(), "asking: no");
         assert_eq!(e.hint(), Some("try yes"));
+    }
+
+    #[test]
+    fn a_full_card_says_what_needs_less() {
+        let full = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+        let e = Error::from(full).context("step 3");
+        assert!(e.is_out_of_memory() && e.hint().is_some_and(|hint| hint.contains("smaller size")));
+        assert!(!Error::invalid("out of memory of old days").is_out_of_memory());
     }
 
     #[test]

@@ -189,6 +189,24 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// What to try when this does not fit the device's memory: what costs least first.
+    pub(super) fn with_less_memory(&self) -> String {
+        if self.batch_size > 1 {
+            let (half, steps) = (self.batch_size.div_ceil(2), 2 * self.gradient_accumulation);
+            return format!(
+                "`--batch-size {half} --gradient-accumulation {steps}` trains the same in less memory"
+            );
+        }
+        if !self.gradient_checkpointing {
+            return "`--gradient-checkpointing` keeps a part of the activations and computes the rest again"
+                .into();
+        }
+        match self.resolution {
+            Some(px) => format!("`--resolution {}` takes less memory than {px}", px * 3 / 4 / 64 * 64),
+            None => "a smaller `--resolution` than the model's own takes less memory".into(),
+        }
+    }
+
     /// Reads a TOML file. Relative paths stay relative to the working directory, as on the command line.
     ///
     /// # Errors
@@ -357,6 +375,16 @@ mod tests {
         assert_eq!(TrainConfig::from_toml(&config.to_toml()?)?, config);
         assert_eq!(TrainConfig::from_toml("")?, TrainConfig::default());
         config.check()
+    }
+
+    #[test]
+    fn what_needs_less_memory_is_said_step_by_step() {
+        let config = TrainConfig { batch_size: 4, ..TrainConfig::default() };
+        assert!(config.with_less_memory().contains("--batch-size 2 --gradient-accumulation 2"));
+        let config = TrainConfig { batch_size: 1, ..config };
+        assert!(config.with_less_memory().contains("--gradient-checkpointing"));
+        let config = TrainConfig { gradient_checkpointing: true, resolution: Some(1024), ..config };
+        assert!(config.with_less_memory().contains("--resolution 768"));
     }
 
     #[test]

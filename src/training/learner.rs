@@ -64,6 +64,17 @@ impl Learner {
         next: &mut NextBatch<'_>,
         cancel: &CancelToken,
     ) -> Result<f64> {
+        self.step_at_once(step, learning_rate, next, cancel)
+            .map_err(|e| if e.is_out_of_memory() { e.with_hint(self.config.with_less_memory()) } else { e })
+    }
+
+    fn step_at_once(
+        &mut self,
+        step: u64,
+        learning_rate: f64,
+        next: &mut NextBatch<'_>,
+        cancel: &CancelToken,
+    ) -> Result<f64> {
         let accumulation = self.config.gradient_accumulation as u64;
         let loss_scale = if self.model.dtype == DType::F16 { F16_LOSS_SCALE } else { 1.0 };
         let (mut sum, mut total, mut captions) = (Gradients::default(), 0.0, Vec::new());
