@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor, backprop::GradStore};
 use crate::{
     adapter::Trainable,
     error::{Error, Result},
+    ops::foreach,
 };
 
 /// One gradient a variable, in [`Trainable::vars`]'s order.
@@ -35,13 +36,8 @@ impl Gradients {
     /// # Errors
     /// If a value cannot be read back.
     pub fn norm(&self) -> Result<f64> {
-        let squares =
-            self.0.iter().flatten().map(|grad| Ok(grad.sqr()?.sum_all()?)).collect::<Result<Vec<_>>>()?;
-        if squares.is_empty() {
-            return Ok(0.0);
-        }
-        let squares: Vec<f32> = Tensor::stack(&squares, 0)?.to_vec1()?; // one wait for the device
-        Ok(squares.into_iter().map(f64::from).sum::<f64>().sqrt())
+        let all: Vec<&Tensor> = self.0.iter().flatten().collect();
+        Ok(foreach::squares(&all)?.into_iter().sum::<f64>().sqrt())
     }
 
     /// The first variable, by name, whose gradient is not finite.

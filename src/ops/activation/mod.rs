@@ -1,6 +1,7 @@
 //! Pointwise non-linearities.
 
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
 
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
@@ -8,6 +9,7 @@ use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::{Values, narrow, widen};
+use super::cuda::card;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
@@ -66,6 +68,9 @@ fn pointwise(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
 }
 
 fn forward(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        return cuda::forward(&*card, kind, x);
+    }
     if x.device().is_cpu() {
         let wide = widen(x)?;
         return narrow(cpu::forward(kind, &Values::of(&wide)?), x.shape(), x.dtype());
@@ -78,6 +83,9 @@ fn forward(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
 }
 
 fn backward(kind: Pointwise, x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        return cuda::backward(&*card, kind, x, g);
+    }
     if x.device().is_cpu() {
         let (wide, g) = (widen(x)?, widen(g)?);
         return narrow(cpu::backward(kind, &Values::of(&wide)?, &Values::of(&g)?), x.shape(), x.dtype());
@@ -105,6 +113,9 @@ fn slope(kind: Pointwise, x: &Tensor) -> Result<Tensor> {
 }
 
 fn geglu_forward(x: &Tensor) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        return cuda::geglu(&*card, x);
+    }
     if !x.device().is_cpu() {
         return reference::geglu(x);
     }
@@ -116,6 +127,9 @@ fn geglu_forward(x: &Tensor) -> Result<Tensor> {
 }
 
 fn geglu_backward(x: &Tensor, g: &Tensor) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        return cuda::geglu_backward(&*card, x, g);
+    }
     if x.device().is_cpu() {
         let (wide, g) = (widen(x)?, widen(g)?);
         let d = x.dim(D::Minus1)? / 2;

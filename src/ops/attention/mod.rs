@@ -1,15 +1,17 @@
 //! Multi-head scaled dot-product attention that never stores the score matrix.
 
 mod cpu;
+mod cuda;
 #[cfg(test)]
 mod reference;
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use candle_core::{D, DType, Tensor};
 
 use self::cpu::{Found, Operands, Sizes};
 use super::cpu::{Values, narrow, widen};
+use super::cuda::{Card, card};
 use super::flops;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
@@ -54,6 +56,9 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     let sizes = Sizes { n, m, d, heads, causal: mask == Mask::Causal };
     let product = b * n * m * d;
     flops::count(2 * product);
+    if let Some(card) = card(q.device())?.filter(|card| cuda::takes(&**card, q, sizes)) {
+        return on_card(card, [q, k, v], sizes);
+    }
     if q.device().is_cpu() {
         return on_cpu(q, k, v, sizes);
     }
@@ -62,6 +67,17 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, heads: usize, mask: Mask) -
     function::apply(Output::Fresh(value), &[q, k, v], move |g| {
         flops::count(BACKWARD_PRODUCTS * product);
         Ok(backward_composed(&kept, sizes, g, COMPOSED_SCORES)?.into_iter().map(Some).collect())
+    })
+}
+
+fn on_card(card: Arc<dyn Card>, inputs: [&Tensor; 3], sizes: Sizes) -> Result<Tensor> {
+    let kept = inputs.map(|t| Ok(t.detach().contiguous()?)).into_iter().collect::<Result<Vec<_>>>()?;
+    let (value, totals) = cuda::forward(&*card, &kept, sizes)?;
+    let product = value.elem_count() * sizes.m;
+    function::apply_with_output(Output::Fresh(value), &inputs, move |out, g| {
+        flops::count(BACKWARD_PRODUCTS * product);
+        let found = cuda::Found { out, totals: &totals };
+        Ok(cuda::backward(&*card, &kept, sizes, found, g)?.map(Some).to_vec())
     })
 }
 

@@ -1,11 +1,13 @@
 //! Pictures and sequences put together: sums, and channels side by side.
 
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
 
 use candle_core::{DType, Tensor};
 
 use super::cpu::{Values, narrow, widen};
+use super::cuda::card;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
@@ -23,6 +25,9 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 
 /// The same of tensors outside of any graph, which agree.
 pub(super) fn sum(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    if let Some(card) = card(a.device())? {
+        return cuda::add(&*card, a, b);
+    }
     if !a.device().is_cpu() {
         return reference::add(a, b);
     }
@@ -42,7 +47,9 @@ pub fn add_per_picture(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     if t.dims() != [b, c] || x.dtype() != t.dtype() {
         return Err(disagree("add_per_picture", x, t));
     }
-    let sum = if x.device().is_cpu() {
+    let sum = if let Some(card) = card(x.device())? {
+        cuda::add_per_picture(&*card, &x.detach(), &t.detach())?
+    } else if x.device().is_cpu() {
         let (wide_x, wide_t) = (widen(&x.detach())?, widen(&t.detach())?);
         let sum = cpu::add_per_picture(&Values::of(&wide_x)?, &Values::of(&wide_t)?, (h * w, c));
         narrow(sum, x.shape(), x.dtype())?
@@ -51,7 +58,12 @@ pub fn add_per_picture(x: &Tensor, t: &Tensor) -> Result<Tensor> {
     };
     let (tracked, dtype) = (t.track_op(), t.dtype());
     function::apply(Output::Fresh(sum), &[x, t], move |g| {
-        let over_pixels = || -> Result<Tensor> { Ok(g.to_dtype(DType::F32)?.sum((1, 2))?.to_dtype(dtype)?) };
+        let over_pixels = || -> Result<Tensor> {
+            if let Some(card) = card(g.device())? {
+                return cuda::sum_over_area(&*card, g);
+            }
+            Ok(g.to_dtype(DType::F32)?.sum((1, 2))?.to_dtype(dtype)?)
+        };
         Ok(vec![Some(g.clone()), tracked.then(over_pixels).transpose()?])
     })
 }
@@ -68,7 +80,9 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if b.dims() != [n, h, w, d] || a.dtype() != b.dtype() {
         return Err(disagree("concat_channels", a, b));
     }
-    let joined = if a.device().is_cpu() && a.dtype() == DType::F32 && c > 0 && d > 0 {
+    let joined = if let Some(card) = card(a.device())? {
+        cuda::concat(&*card, &a.detach(), &b.detach())?
+    } else if a.device().is_cpu() && a.dtype() == DType::F32 && c > 0 && d > 0 {
         let (a, b) = (a.detach().contiguous()?, b.detach().contiguous()?);
         Tensor::from_vec(
             cpu::concat_rows(&Values::of(&a)?, &Values::of(&b)?, (c, d)),
@@ -79,6 +93,9 @@ pub fn concat_channels(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         reference::concat_channels(&a.detach(), &b.detach())?
     };
     function::apply(Output::Fresh(joined), &[a, b], move |g| {
+        if let Some(card) = card(g.device())? {
+            return Ok(cuda::split(&*card, g, c)?.map(Some).to_vec());
+        }
         let part = |from, count| -> Result<_> { Ok(Some(g.narrow(3, from, count)?.contiguous()?)) };
         Ok(vec![part(0, c)?, part(c, d)?])
     })

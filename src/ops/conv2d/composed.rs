@@ -1,42 +1,90 @@
-//! Forward and written backward from candle's ops, for devices without a kernel.
+//! Forward and written backward of a convolution with a branch, put together from plain convolutions.
 //!
-//! Every convolution here has a contiguous kernel: cuDNN then runs all of them, and candle's Metal backend reads other
+//! Those are a card's kernels, or candle's. Every convolution of candle's here has a contiguous kernel: cuDNN then runs all of them, and candle's Metal backend reads other
 //! kernels wrongly.
+
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::Sizes;
+use super::{Sizes, cuda};
 use crate::{
     error::Result,
-    ops::low_rank::{Branch, Frozen, Gradients},
+    ops::{
+        cuda::{Card, card},
+        low_rank::{Branch, Frozen, Gradients},
+    },
 };
+
+/// What computes plain convolutions.
+#[derive(Clone)]
+pub(super) enum Plain {
+    Candle,
+    Card(Arc<dyn Card>),
+}
+
+impl Plain {
+    /// For activations like `x`.
+    pub fn of(x: &Tensor) -> Result<Self> {
+        Ok(card(x.device())?.filter(|card| cuda::takes(&**card, x)).map_or(Self::Candle, Self::Card))
+    }
+
+    pub fn is_card(&self) -> bool {
+        matches!(self, Self::Card(_))
+    }
+
+    /// x (b, h, w, i), as [`Self::convolve`] takes it.
+    fn prepared(&self, x: &Tensor, s: Sizes) -> Result<Tensor> {
+        match self {
+            Self::Candle => Ok(padded(x, s)?.permute((0, 3, 1, 2))?.contiguous()?), // b i h w
+            Self::Card(_) => Ok(x.clone()),
+        }
+    }
+
+    fn convolve(
+        &self,
+        prepared: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        s: Sizes,
+    ) -> Result<Tensor> {
+        if let Self::Card(card) = self {
+            return cuda::forward(&**card, prepared, weight, bias, s);
+        }
+        let y = prepared.conv2d(&weight.contiguous()?, 0, s.stride, 1, 1)?;
+        let y = y.permute((0, 2, 3, 1))?.contiguous()?;
+        Ok(bias.map_or(Ok(y.clone()), |bias| y.broadcast_add(bias))?)
+    }
+
+    fn input_gradient(&self, g: &Tensor, weight: &Tensor, s: Sizes) -> Result<Tensor> {
+        match self {
+            Self::Candle => input_gradient(g, weight, s),
+            Self::Card(card) => cuda::input_gradient(&**card, g, weight, s),
+        }
+    }
+}
 
 /// y (b, h', w', o) and z = conv(x, down) ⊙ s (b h' w', r).
 pub(super) fn forward(
+    plain: &Plain,
     x: &Tensor,
     frozen: &Frozen,
     branch: Option<&Branch>,
     s: Sizes,
 ) -> Result<(Tensor, Option<Tensor>)> {
-    let padded = padded(x, s)?.permute((0, 3, 1, 2))?.contiguous()?; // b i h w
-    let convolve = |weight: &Tensor| -> Result<Tensor> {
-        let y = padded.conv2d(&weight.contiguous()?, 0, s.stride, 1, 1)?;
-        Ok(y.permute((0, 2, 3, 1))?.contiguous()?)
-    };
-    let mut y = convolve(&frozen.weight)?;
-    if let Some(bias) = &frozen.bias {
-        y = y.broadcast_add(bias)?;
-    }
+    let x = plain.prepared(x, s)?;
+    let y = plain.convolve(&x, &frozen.weight, frozen.bias.as_ref(), s)?;
     let Some(Branch { down, up, scale }) = branch else {
         return Ok((y, None));
     };
-    let z = convolve(down)?.reshape(((), scale.elem_count()))?.broadcast_mul(scale)?;
+    let z = plain.convolve(&x, down, None, s)?.reshape(((), scale.elem_count()))?.broadcast_mul(scale)?;
     let y = (&y + z.matmul(&up.t()?)?.reshape(y.shape())?)?;
     Ok((y, Some(z)))
 }
 
 /// The gradients that are wanted, for g (b, h', w', o).
 pub(super) fn backward(
+    plain: &Plain,
     x: Option<&Tensor>,
     g: &Tensor,
     weight: &Tensor,
@@ -45,14 +93,14 @@ pub(super) fn backward(
 ) -> Result<Gradients> {
     let mut grads = Gradients::default();
     if wants_x {
-        grads.x = Some(input_gradient(g, weight, s)?);
+        grads.x = Some(plain.input_gradient(g, weight, s)?);
     }
     if let Some((Branch { down, up, scale }, z)) = branch {
         let rows = g.reshape(((), g.dim(3)?))?;
         let gz = rows.matmul(up)?.broadcast_mul(scale)?;
         if let Some(gx) = grads.x {
             let gz = gz.reshape((s.b, s.out_h, s.out_w, ()))?;
-            grads.x = Some((gx + input_gradient(&gz, down, s)?)?);
+            grads.x = Some((gx + plain.input_gradient(&gz, down, s)?)?);
         }
         if let Some(x) = x {
             grads.down = Some(down_gradient(x, &gz, s)?);

@@ -2,11 +2,13 @@
 
 mod composed;
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
 mod winograd;
 
 use candle_core::{DType, Tensor};
 
+use self::composed::Plain;
 use super::cpu::{Numbers, Stored, Values, factor, narrow, widen};
 use super::flops;
 use super::function::{self, Output};
@@ -64,7 +66,8 @@ pub fn conv2d(
         });
     };
     let wanted = Wanted { x: x.track_op(), branch: down.track_op() || up.track_op() };
-    let branch = Branch::new(LowRank { down, up, scale }, compute_dtype(x))?;
+    let dtype = if Plain::of(x)?.is_card() { x.dtype() } else { compute_dtype(x) };
+    let branch = Branch::new(LowRank { down, up, scale }, dtype)?;
     let (y, z) = forward(&x.detach(), &frozen, Some(&branch), s)?;
     let (kept, dtypes) = (Kept::of(x, wanted), [x.dtype(), down.dtype(), up.dtype()]);
     function::apply(Output::Fresh(y), &[x, down, up], move |g| {
@@ -72,17 +75,18 @@ pub fn conv2d(
     })
 }
 
-/// The same weight (o, i, kh, kw), laid out in memory as the CPU kernel reads it (o, kh, kw, i).
-/// On other devices, or if it is a view of something else, the weight itself.
+/// The same weight (o, i, kh, kw), laid out in memory as the kernels read it (o, kh, kw, i).
+/// On Metal, or if it is a view of something else, the weight itself.
 ///
 /// # Errors
 /// If the weight has not four dimensions.
 pub fn channels_last(weight: &Tensor) -> Result<Tensor> {
     // Views are left alone: a broadcast one may stand for far more values than there is memory.
-    if !weight.device().is_cpu() || !weight.is_contiguous() || weight.track_op() || weight.elem_count() == 0 {
+    if weight.device().is_metal() || !weight.is_contiguous() || weight.track_op() || weight.elem_count() == 0
+    {
         return Ok(weight.clone());
     }
-    if weight.dtype() != DType::F32 {
+    if weight.dtype() != DType::F32 || !weight.device().is_cpu() {
         return Ok(weight.permute((0, 2, 3, 1))?.contiguous()?.permute((0, 3, 1, 2))?);
     }
     let (o, i, kh, kw) = weight.dims4()?;
@@ -190,8 +194,9 @@ fn forward(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
     flops::count(pixels * (window * outputs + branch.map_or(0, |b| b.rank() * (window + outputs))));
-    if !x.device().is_cpu() {
-        return composed::forward(&x.contiguous()?, &frozen.to_dtype(x.dtype())?, branch, s);
+    let plain = Plain::of(x)?;
+    if !x.device().is_cpu() || plain.is_card() {
+        return composed::forward(&plain, &x.contiguous()?, &frozen.to_dtype(x.dtype())?, branch, s);
     }
     let weight = stored(&kernel(&frozen.weight)?)?;
     let x_stored = if cpu::is_direct(s, outputs) { factor(x, &weight)? } else { widen(x)? };
@@ -215,10 +220,11 @@ fn backward(
 ) -> Result<Gradients> {
     let (pixels, window, outputs) = (s.b * s.out_h * s.out_w, s.kh * s.kw * s.c, frozen.weight.dim(0)?);
     flops::count(pixels * wanted.products(window, outputs, branch.map_or(0, |(b, _)| b.rank())));
-    if !g.device().is_cpu() {
+    let plain = Plain::of(g)?;
+    if !g.device().is_cpu() || plain.is_card() {
         let weight = frozen.weight.to_dtype(x.dtype)?;
         let values = x.values.as_ref().map(Tensor::contiguous).transpose()?;
-        return composed::backward(values.as_ref(), g, &weight, branch, (s, wanted.x));
+        return composed::backward(&plain, values.as_ref(), g, &weight, branch, (s, wanted.x));
     }
     let g = if cpu::is_gradient_direct(s, outputs) { factor(g, &frozen.weight)? } else { widen(g)? };
     let g = Stored::of(&g)?;
@@ -311,13 +317,13 @@ mod tests {
         let frozen = Frozen { weight: weight.clone(), bias: Some(bias.clone()) };
         let branch = Branch::new(LowRank { down, up, scale }, DType::F32)?;
         let (y, z) = forward(x, &frozen, Some(&branch), s)?;
-        let (y2, z2) = composed::forward(x, &frozen, Some(&branch), s)?;
+        let (y2, z2) = composed::forward(&Plain::Candle, x, &frozen, Some(&branch), s)?;
         let (z, z2) = (z.expect("a branch"), z2.expect("a branch"));
         close(&y2, &y, 1e-5)?;
         close(&z2, &z, 1e-5)?;
         let (g, wanted) = (random(6, y.dims())?, Wanted { x: true, branch: true });
         let a = backward(&Kept::of(x, wanted), &g, &frozen, Some((&branch, &z)), (s, wanted))?;
-        let b = composed::backward(Some(x), &g, weight, Some((&branch, &z)), (s, true))?;
+        let b = composed::backward(&Plain::Candle, Some(x), &g, weight, Some((&branch, &z)), (s, true))?;
         for (a, b) in [(a.x, b.x), (a.down, b.down), (a.up, b.up)] {
             close(&a.expect("wanted"), &b.expect("wanted"), 2e-5)?;
         }

@@ -1,12 +1,16 @@
 //! `GroupNorm`, optionally followed by `SiLU`, scale and shift frozen.
 
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
+
+use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use self::cpu::Pictures;
+use self::{cpu::Pictures, cuda::Found};
 use super::cpu::{Values, narrow, widen};
+use super::cuda::{Card, card};
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
@@ -41,11 +45,14 @@ pub fn group_norm(
     if weight.track_op() || bias.track_op() {
         return reference::group_norm(x, weight, bias, norm);
     }
+    if let Some(card) = card(x.device())? {
+        return on_card(card, x, [weight, bias], norm);
+    }
     if x.device().is_cpu() {
         return on_cpu(x, weight, bias, norm);
     }
-    let (weight, bias) = (widen(weight)?, widen(bias)?);
     let kept = x.detach();
+    let (weight, bias) = (widen(weight)?, widen(bias)?);
     let value = reference::group_norm(&widen(&kept)?, &weight, &bias, norm)?.to_dtype(x.dtype())?;
     function::apply(Output::Fresh(value), &[x], move |g| {
         let gx = backward_composed(&widen(&kept)?, &weight, &bias, norm, &widen(g)?)?;
@@ -59,6 +66,16 @@ pub(crate) struct GroupNorm {
     pub groups: usize,
     pub eps: f64,
     pub then_silu: bool,
+}
+
+fn on_card(card: Arc<dyn Card>, x: &Tensor, affine: [&Tensor; 2], norm: GroupNorm) -> Result<Tensor> {
+    let [weight, bias] = affine.map(|t| t.detach().to_dtype(x.dtype()));
+    let (kept, weight, bias) = (x.detach(), weight?, bias?);
+    let (value, moments) = cuda::forward(&*card, &kept, &weight, &bias, norm)?;
+    function::apply(Output::Fresh(value), &[x], move |g| {
+        let found = Found { weight: &weight, bias: &bias, moments: &moments };
+        Ok(vec![Some(cuda::backward(&*card, &kept, found, norm, g)?)])
+    })
 }
 
 fn on_cpu(x: &Tensor, weight: &Tensor, bias: &Tensor, norm: GroupNorm) -> Result<Tensor> {

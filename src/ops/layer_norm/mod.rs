@@ -1,11 +1,13 @@
 //! `LayerNorm`, scale and shift frozen.
 
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
 
 use candle_core::{D, DType, Tensor};
 
 use super::cpu::{Values, narrow, widen};
+use super::cuda::card;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
@@ -33,6 +35,10 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
 }
 
 fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        let (weight, bias) = (weight.to_dtype(x.dtype())?, bias.to_dtype(x.dtype())?);
+        return cuda::forward(&*card, x, &weight, &bias, eps);
+    }
     let (wide, weight, bias) = (widen(x)?, widen(weight)?, widen(bias)?);
     if !x.device().is_cpu() {
         return Ok(reference::layer_norm(&wide, &weight, &bias, eps)?.to_dtype(x.dtype())?);
@@ -42,6 +48,9 @@ fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tenso
 }
 
 fn backward(x: &Tensor, weight: &Tensor, g: &Tensor, eps: f64) -> Result<Tensor> {
+    if let Some(card) = card(x.device())? {
+        return cuda::backward(&*card, x, &weight.to_dtype(x.dtype())?, g, eps);
+    }
     let (wide, weight, g) = (widen(x)?, widen(weight)?, widen(g)?);
     if !x.device().is_cpu() {
         return Ok(backward_composed(&wide, &weight, &g, eps)?.to_dtype(x.dtype())?);

@@ -1,6 +1,7 @@
 //! y = x Wᵀ + bias + ((x Aᵀ) ⊙ s) Bᵀ, with W and bias frozen.
 
 pub(super) mod cpu;
+mod cuda;
 pub(crate) mod reference;
 
 use candle_core::{D, DType, Tensor};
@@ -37,7 +38,10 @@ pub fn linear(
         });
     };
     let wanted = Wanted { x: x.track_op(), branch: down.track_op() || up.track_op() };
-    let branch = Branch::new(LowRank { down, up, scale }, compute_dtype(x))?;
+    // A card's kernels read f32 beside half-precision activations.
+    let in_f32 = cuda::taking(x, weight, scale.elem_count())?.is_some();
+    let dtype = if in_f32 { DType::F32 } else { compute_dtype(x) };
+    let branch = Branch::new(LowRank { down, up, scale }, dtype)?;
     let (y, z) = forward(&x.detach(), &frozen, Some(&branch))?;
     let (kept, dtypes) = (Kept::of(x, wanted), [x.dtype(), down.dtype(), up.dtype()]);
     function::apply(Output::Fresh(y), &[x, down, up], move |g| {
@@ -73,9 +77,14 @@ fn forward(x: &Tensor, frozen: &Frozen, branch: Option<&Branch>) -> Result<(Tens
     shape.push(outputs);
     let m = x.elem_count() / inputs;
     flops::count(m * (inputs * outputs + branch.map_or(0, |b| b.rank() * (inputs + outputs))));
-    if !x.device().is_cpu() {
+    let card = cuda::taking(x, &frozen.weight, branch.map_or(0, Branch::rank))?;
+    if !x.device().is_cpu() || card.is_some() {
         let rows = x.contiguous()?.reshape(((), inputs))?;
-        let (y, z) = forward_composed(&rows, &frozen.to_dtype(x.dtype())?, branch)?;
+        let frozen = frozen.to_dtype(x.dtype())?;
+        let (y, z) = match card {
+            Some(card) => cuda::forward(&*card, &rows, &frozen, branch)?,
+            None => forward_composed(&rows, &frozen, branch)?,
+        };
         return Ok((y.reshape(shape)?, z));
     }
     let (x_stored, weight) = (factor(x, &frozen.weight)?, stored(&frozen.weight)?);
@@ -99,10 +108,14 @@ fn backward(
     let (outputs, inputs) = frozen.weight.dims2()?;
     let m = x.shape.elem_count() / inputs;
     flops::count(m * wanted.products(inputs, outputs, branch.map_or(0, |(b, _)| b.rank())));
-    if !g.device().is_cpu() {
+    let card = cuda::taking(g, &frozen.weight, branch.map_or(0, |(b, _)| b.rank()))?;
+    if !g.device().is_cpu() || card.is_some() {
         let rows = x.values.as_ref().map(|x| x.contiguous()?.reshape(((), inputs))).transpose()?;
         let (g, weight) = (g.reshape(((), outputs))?, frozen.weight.to_dtype(x.dtype)?.contiguous()?);
-        let mut grads = backward_composed(rows.as_ref(), &g, &weight, branch, wanted.x)?;
+        let mut grads = match card {
+            Some(card) => cuda::backward(&*card, rows.as_ref(), &g, &weight, (branch, wanted))?,
+            None => backward_composed(rows.as_ref(), &g, &weight, branch, wanted.x)?,
+        };
         grads.x = grads.x.map(|gx| gx.reshape(&x.shape)).transpose()?;
         return Ok(grads);
     }

@@ -1,12 +1,14 @@
 //! Resampling of channels-last pictures.
 
 mod cpu;
+mod cuda;
 pub(crate) mod reference;
 
 use candle_core::Tensor;
 
 use self::cpu::Resize;
 use super::cpu::{Values, narrow, widen};
+use super::cuda::card;
 use super::function::{self, Output};
 use crate::error::{Error, Result};
 
@@ -22,11 +24,17 @@ pub fn upsample_nearest(x: &Tensor, height: usize, width: usize) -> Result<Tenso
     if [h, w, c, height, width].contains(&0) {
         return Err(Error::invalid(format!("upsample_nearest from {h}x{w}x{c} to {height}x{width}")));
     }
+    let resize = Resize { from: (h, w), to: (height, width), c };
+    if let Some(card) = card(x.device())? {
+        let value = cuda::forward(&*card, &x.detach(), resize)?;
+        return function::apply(Output::Fresh(value), &[x], move |g| {
+            Ok(vec![Some(cuda::backward(&*card, g, resize)?)])
+        });
+    }
     if !x.device().is_cpu() {
         // Broadcasting and index_select have true gradients on every device.
         return reference::upsample_nearest(x, height, width);
     }
-    let resize = Resize { from: (h, w), to: (height, width), c };
     let value = {
         let wide = widen(&x.detach())?;
         let y = cpu::forward(&Values::of(&wide)?, resize);

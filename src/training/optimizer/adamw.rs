@@ -3,7 +3,10 @@
 use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    ops::foreach::{self, AdamWSlot, AdamWStep},
+};
 
 /// torch's words and defaults.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -75,8 +78,9 @@ impl AdamW {
     pub fn new(config: AdamWConfig, vars: impl IntoIterator<Item = (Var, f64)>) -> Result<Self> {
         config.check()?;
         let slot = |(var, rate): (Var, f64)| -> Result<Slot> {
-            let zero = var.as_tensor().detach().zeros_like()?;
-            Ok(Slot { var, rate, moments: Moments { m: zero.clone(), v: zero } })
+            let zero = || var.as_tensor().detach().zeros_like();
+            let moments = Moments { m: zero()?, v: zero()? };
+            Ok(Slot { var, rate, moments })
         };
         Ok(Self { config, slots: vars.into_iter().map(slot).collect::<Result<_>>()?, steps: 0 })
     }
@@ -119,19 +123,21 @@ impl AdamW {
         self.steps += 1;
         let AdamWConfig { beta1, beta2, eps, weight_decay } = self.config;
         let steps = i32::try_from(self.steps).unwrap_or(i32::MAX);
-        let (correction1, correction2) = (1.0 - beta1.powi(steps), (1.0 - beta2.powi(steps)).sqrt());
-        for (slot, grad) in self.slots.iter_mut().zip(grads) {
-            let Some(grad) = grad else { continue };
-            let g = (grad.to_dtype(slot.var.dtype())? * grad_scale)?;
-            let lr = learning_rate * slot.rate;
-            let m = ((&slot.moments.m * beta1)? + (&g * (1.0 - beta1))?)?;
-            let v = ((&slot.moments.v * beta2)? + (g.sqr()? * (1.0 - beta2))?)?;
-            let denominator = ((v.sqrt()? / correction2)? + eps)?;
-            let decayed = (slot.var.as_tensor().detach() * (1.0 - lr * weight_decay))?;
-            slot.var.set(&(decayed - ((&m * (lr / correction1))? / denominator)?)?)?;
-            slot.moments = Moments { m, v };
-        }
-        Ok(())
+        let step = AdamWStep {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            learning_rate,
+            grad_scale,
+            correction1: 1.0 - beta1.powi(steps),
+            correction2: (1.0 - beta2.powi(steps)).sqrt(),
+        };
+        let with_gradient = self.slots.iter_mut().zip(grads).filter_map(|(slot, gradient)| {
+            let Moments { m, v } = &mut slot.moments;
+            Some(AdamWSlot { var: &slot.var, gradient: gradient.as_ref()?, m, v, rate: slot.rate })
+        });
+        foreach::adamw(&mut with_gradient.collect::<Vec<_>>(), step)
     }
 }
 
