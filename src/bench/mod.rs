@@ -11,6 +11,7 @@ use candle_core::{DType, Device, Tensor};
 pub use task::Subject;
 
 use crate::{
+    device,
     error::{Error, Result},
     ops::flops,
     progress::CancelToken,
@@ -117,6 +118,7 @@ pub struct Measured {
     /// Floating point operations of a run, in 10⁹.
     pub gflop: f64,
     /// The most memory the process had so far, in MiB, where the system tells. Alone in a process, a case's own.
+    /// On a card: the most its tensors had at a time in the counted runs.
     pub peak_mib: Option<f64>,
     /// The side of the pictures.
     pub size_px: usize,
@@ -146,6 +148,8 @@ pub fn measure(case: &Case, runs: Runs, cancel: &CancelToken) -> Result<Measured
         cancel.check()?;
         work()?;
     }
+    case.device.synchronize()?;
+    device::forget_peak(&case.device);
     let (flop, processor) = (flops::counted(), memory::processor_seconds());
     let mut seconds = Vec::new();
     for _ in 0..runs.counted.max(1) {
@@ -160,7 +164,7 @@ pub fn measure(case: &Case, runs: Runs, cancel: &CancelToken) -> Result<Measured
     Ok(Measured {
         processor_seconds: spent,
         gflop: (flops::counted() - flop) as f64 * each / 1e9,
-        peak_mib: memory::peak_mib(),
+        peak_mib: device::peak_mib(&case.device).or_else(memory::peak_mib),
         seconds,
         size_px,
     })

@@ -70,15 +70,7 @@ pub(super) type Work = Box<dyn FnMut() -> Result<Option<Tensor>>>;
 
 /// The side of the pictures, and the task. Only what it needs is in memory.
 pub(super) fn prepare(case: &Case, cancel: &CancelToken) -> Result<(usize, Work)> {
-    let checkpoint = case.subject.open(cancel)?;
-    let size = ModelSize::of_checkpoint(&checkpoint)?;
-    let size_px = case.size_px.unwrap_or(size.native_px);
-    if size_px == 0 || !size_px.is_multiple_of(size.step_px) {
-        let message = format!("size {size_px}: {} draws multiples of {} pixels", case.subject, size.step_px);
-        return Err(Error::invalid(message));
-    }
-    let side = size_px / load::vae_config(&checkpoint)?.downscale();
-    let subject = Prepared { case, checkpoint, size, size_px, side };
+    let subject = Prepared::of(case, cancel)?;
     let work = match case.task {
         Task::Unet => subject.unet()?,
         Task::Train => subject.train(false, cancel)?,
@@ -88,7 +80,15 @@ pub(super) fn prepare(case: &Case, cancel: &CancelToken) -> Result<(usize, Work)
         Task::Text => subject.text()?,
         Task::Generate => subject.generate(cancel)?,
     };
-    Ok((size_px, work))
+    Ok((subject.size_px, work))
+}
+
+/// The losses of the first `steps` training steps.
+#[cfg(test)]
+pub(super) fn losses(case: &Case, steps: u64) -> Result<Vec<f64>> {
+    let cancel = CancelToken::default();
+    let (mut learner, batch) = Prepared::of(case, &cancel)?.learner(case.task == Task::TrainCheckpointing)?;
+    (0..steps).map(|step| learner.step(step, 1e-2, &mut |_, _, _| Ok(batch.clone()), &cancel)).collect()
 }
 
 struct Prepared<'a> {
@@ -100,7 +100,20 @@ struct Prepared<'a> {
     side: usize,
 }
 
-impl Prepared<'_> {
+impl<'a> Prepared<'a> {
+    fn of(case: &'a Case, cancel: &CancelToken) -> Result<Self> {
+        let checkpoint = case.subject.open(cancel)?;
+        let size = ModelSize::of_checkpoint(&checkpoint)?;
+        let size_px = case.size_px.unwrap_or(size.native_px);
+        if size_px == 0 || !size_px.is_multiple_of(size.step_px) {
+            let message =
+                format!("size {size_px}: {} draws multiples of {} pixels", case.subject, size.step_px);
+            return Err(Error::invalid(message));
+        }
+        let side = size_px / load::vae_config(&checkpoint)?.downscale();
+        Ok(Self { case, checkpoint, size, size_px, side })
+    }
+
     fn unet(&self) -> Result<Work> {
         let unet = load::unet(&self.checkpoint, &self.case.device, self.case.dtype)?;
         let Batch { latents, context, added, .. } = self.batch(&unet)?;
@@ -111,7 +124,7 @@ impl Prepared<'_> {
         }))
     }
 
-    fn train(&self, gradient_checkpointing: bool, cancel: &CancelToken) -> Result<Work> {
+    fn learner(&self, gradient_checkpointing: bool) -> Result<(Learner, Batch)> {
         let unet = load::unet(&self.checkpoint, &self.case.device, self.case.dtype)?;
         let batch = self.batch(&unet)?;
         let conventions = family::conventions(self.checkpoint.family);
@@ -127,7 +140,12 @@ impl Prepared<'_> {
             dtype: self.case.dtype,
         };
         let config = TrainConfig { rank: RANK, gradient_checkpointing, ..TrainConfig::default() };
-        let (mut learner, mut step, cancel) = (Learner::new(&config, base)?, 0, cancel.clone());
+        Ok((Learner::new(&config, base)?, batch))
+    }
+
+    fn train(&self, gradient_checkpointing: bool, cancel: &CancelToken) -> Result<Work> {
+        let (mut learner, batch) = self.learner(gradient_checkpointing)?;
+        let (mut step, cancel) = (0, cancel.clone());
         Ok(Box::new(move || {
             learner.step(step, 1e-4, &mut |_, _, _| Ok(batch.clone()), &cancel)?;
             step += 1;
