@@ -127,14 +127,12 @@ struct Live {
 }
 
 impl Live {
-    fn slide(&mut self, to: usize, ctx: &Context) {
+    fn slide(&mut self, to: usize) {
         self.stage = Stage::Drawing(to, false);
         self.moved = Instant::now();
         let weight = to as f64 / ALL_MOVES as f64;
-        self.app.change(
-            |settings| settings.styles.iter_mut().flatten().take(1).for_each(|s| s.weight = weight),
-            ctx,
-        );
+        self.app
+            .change(|settings| settings.styles.iter_mut().flatten().take(1).for_each(|s| s.weight = weight));
     }
 
     /// What was shown by the frame before.
@@ -142,7 +140,7 @@ impl Live {
         let session = &self.app.state().session;
         let (preview, idle) = (session.canvas.preview.is_some(), session.jobs.is_empty());
         match self.stage {
-            Stage::Opening if idle => self.slide(1, ctx),
+            Stage::Opening if idle => self.slide(1),
             Stage::Drawing(n, false) if preview => {
                 self.seen.previews.push(self.moved.elapsed());
                 self.stage = Stage::Drawing(n, true);
@@ -155,10 +153,10 @@ impl Live {
                     (self.seen, self.last) = (Seen::default(), None);
                 }
                 if n < ALL_MOVES {
-                    self.slide(n + 1, ctx);
+                    self.slide(n + 1);
                 } else {
                     self.told_frames("while pictures are drawn");
-                    self.train(ctx);
+                    self.train();
                 }
             }
             Stage::Training if idle => {
@@ -170,16 +168,13 @@ impl Live {
         }
     }
 
-    fn train(&mut self, ctx: &Context) {
+    fn train(&mut self) {
         self.stage = Stage::Training;
         let images = pictures(&self.folder);
         let form = TrainForm { steps: TRAINED, preview_every: 0, ..TrainForm::default() };
-        self.app.change(
-            |settings| (settings.live, settings.tab, settings.train) = (false, Tab::Train, form),
-            ctx,
-        );
-        self.app.act(Action::TrainFolder(images), ctx);
-        self.app.act(Action::StartTraining, ctx);
+        self.app.change(|settings| (settings.live, settings.tab, settings.train) = (false, Tab::Train, form));
+        self.app.act(Action::TrainFolder(images));
+        self.app.act(Action::StartTraining);
     }
 
     fn told_frames(&mut self, when: &str) {

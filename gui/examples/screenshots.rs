@@ -154,13 +154,13 @@ impl Studio {
             if !scene.drawn.is_empty() {
                 let (prompt, seed) = scene.drawn.remove(0);
                 let live = scene.drawn.is_empty();
-                self.app.change(|s| (s.prompt, s.seed, s.live) = (prompt.into(), seed, live), ctx);
+                self.app.change(|s| (s.prompt, s.seed, s.live) = (prompt.into(), seed, live));
                 if !live {
-                    self.app.act(Action::Generate, ctx);
+                    self.app.act(Action::Generate);
                 }
                 ready = false;
             } else if !scene.actions.is_empty() {
-                self.app.act(scene.actions.remove(0), ctx);
+                self.app.act(scene.actions.remove(0));
                 ready = false;
             }
         }

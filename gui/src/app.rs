@@ -1,11 +1,10 @@
 //! The window: hands what happens to `logic`, what is to be seen to `panels`, and does what has effects outside.
 
+mod effects;
+
 use std::{
     path::{Path, PathBuf},
-    sync::{
-        Arc,
-        mpsc::{Receiver, Sender, channel},
-    },
+    sync::mpsc::{Receiver, Sender, channel},
     time::Instant,
 };
 
@@ -13,21 +12,21 @@ use eframe::egui::{self, Context, Key, KeyboardShortcut, Modifiers, ViewportComm
 use scumble::{
     dataset::decode,
     device::{DeviceChoice, Precision},
-    engine::{self, Engine, start},
-    error::{Error, Result},
+    engine::Engine,
+    error::Result,
     files,
     pipeline::infotext::{self, Recipe},
 };
 
 use crate::{
-    background, crash, dialogs,
-    logic::{self, Action, Dialog, Effect, Paint},
-    masks,
+    background, crash,
+    keep::{self, history, line::Line},
+    logic::{self, Action, Dialog},
     panels::{self, View},
     samples,
     state::{Settings, State, Tab, ThemeChoice},
-    theme,
-    widgets::textures::{self, Textures},
+    text, theme,
+    widgets::textures::Textures,
 };
 
 /// Where settings are kept in eframe's storage.
@@ -41,8 +40,15 @@ pub struct App {
     textures: Textures,
     /// What dialogs and threads have come to.
     answers: (Sender<Action>, Receiver<Action>),
-    /// Where painted masks are kept.
-    masks: PathBuf,
+    ctx: Context,
+    /// Where history, starts, masks and trainings are kept, if they are.
+    folder: Option<PathBuf>,
+    /// Writes them.
+    line: Line,
+    /// The history of earlier runs is still to be read.
+    forgetful: bool,
+    /// False where the system's dialogs are not to be asked for.
+    has_dialogs: bool,
     begun: Instant,
     theme: Option<ThemeChoice>,
 }
@@ -54,16 +60,28 @@ impl App {
     /// If the engine does not start.
     pub fn new(cc: &eframe::CreationContext<'_>) -> Result<Self> {
         let settings = cc.storage.and_then(|storage| eframe::get_value(storage, STORED)).unwrap_or_default();
-        let mut app = Self::with(&cc.egui_ctx, settings)?;
+        let mut app = Self::start(&cc.egui_ctx, settings, Some(keep::folder()))?;
         app.state.session.crashes = crash::folder().map(|folder| crash::left(&folder)).unwrap_or_default();
         Ok(app)
     }
 
-    /// The viewer with these settings. Without a blend, it has the sample styles.
+    /// The viewer with these settings, keeping nothing but painted masks. Without a blend, it has the sample styles.
     ///
     /// # Errors
     /// If the engine does not start.
-    pub fn with(ctx: &Context, mut settings: Settings) -> Result<Self> {
+    pub fn with(ctx: &Context, settings: Settings) -> Result<Self> {
+        Self::start(ctx, settings, None)
+    }
+
+    /// The same, with all that is kept between runs in a folder.
+    ///
+    /// # Errors
+    /// If the engine does not start.
+    pub fn within(ctx: &Context, settings: Settings, folder: PathBuf) -> Result<Self> {
+        Self::start(ctx, settings, Some(folder))
+    }
+
+    fn start(ctx: &Context, mut settings: Settings, folder: Option<PathBuf>) -> Result<Self> {
         theme::install(ctx);
         let wake = background::waking(ctx.clone());
         let engine = background::giving_way(|| Engine::start(DeviceChoice::Auto, Precision::Auto, wake))?;
@@ -75,17 +93,28 @@ impl App {
             }
         }
         state.settings = settings;
-        let (begun, answers) = (Instant::now(), channel());
-        let (textures, masks) = (Textures::default(), masks::folder());
-        let mut app = Self { state, engine, textures, answers, masks, begun, theme: None };
+        state.session.keeping = folder.as_deref().map(history::prefix);
+        let mut app = Self {
+            state,
+            engine,
+            textures: Textures::default(),
+            answers: channel(),
+            ctx: ctx.clone(),
+            folder,
+            line: Line::default(),
+            forgetful: true,
+            has_dialogs: true,
+            begun: Instant::now(),
+            theme: None,
+        };
         let effects = logic::begin(&mut app.state);
-        app.carry_out(effects, ctx);
+        app.carry_out(effects);
         Ok(app)
     }
 
-    /// Keeps painted masks in another folder than the program's own.
-    pub fn keep_masks_in(&mut self, folder: PathBuf) {
-        self.masks = folder;
+    /// From here on, paths are typed, as where the system has no dialogs.
+    pub fn without_dialogs(&mut self) {
+        self.has_dialogs = false;
     }
 
     /// What is shown.
@@ -94,53 +123,50 @@ impl App {
     }
 
     /// Does something, as if the user had asked for it.
-    pub fn act(&mut self, action: Action, ctx: &Context) {
+    pub fn act(&mut self, action: Action) {
         let now = self.now();
         let effects = logic::act(&mut self.state, action, now);
-        self.carry_out(effects, ctx);
+        self.carry_out(effects);
     }
 
     /// Changes what is remembered, as if the user had moved a control.
-    pub fn change(&mut self, change: impl FnOnce(&mut Settings), ctx: &Context) {
+    pub fn change(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.state.settings);
-        self.act(Action::Changed, ctx);
+        self.act(Action::Changed);
     }
 
     /// Takes files that were dropped on the window.
-    pub fn dropped(&mut self, paths: &[PathBuf], ctx: &Context) {
+    pub fn dropped(&mut self, paths: &[PathBuf]) {
         let adapters = logic::adapters(paths);
         if !adapters.is_empty() {
-            self.act(Action::AddStyles(adapters), ctx);
+            self.act(Action::AddStyles(adapters));
         }
         for path in paths {
             let ending = path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
             if path.is_dir() {
                 let training = self.state.settings.tab == Tab::Train;
                 let folder = path.clone();
-                self.act(
-                    if training { Action::TrainFolder(folder) } else { Action::ScanLibrary(folder) },
-                    ctx,
-                );
+                self.act(if training { Action::TrainFolder(folder) } else { Action::ScanLibrary(folder) });
                 self.state.session.open.library |= !training;
             } else if decode::EXTENSIONS.contains(&ending.as_str()) {
-                self.act(dropped_picture(path), ctx);
+                self.act(dropped_picture(path));
             } else if ending != "safetensors" {
                 let message = format!("{}: is no adapter, no picture and no folder", path.display());
                 let hint = "drop `.safetensors` files, folders, or pictures: with a recipe in them, or to start from";
-                self.act(Action::Tell(message, Some(hint.into())), ctx);
+                self.act(Action::Tell(message, Some(hint.into())));
             }
         }
     }
 
     /// Takes in what the engine and the dialogs have to say.
-    pub fn poll(&mut self, ctx: &Context) {
+    pub fn poll(&mut self) {
         while let Some(event) = self.engine.poll() {
             let now = self.now();
             let effects = logic::receive(&mut self.state, event, now);
-            self.carry_out(effects, ctx);
+            self.carry_out(effects);
         }
         while let Ok(action) = self.answers.1.try_recv() {
-            self.act(action, ctx);
+            self.act(action);
         }
         self.state.session.crashes.splice(0..0, crash::fresh());
     }
@@ -148,7 +174,7 @@ impl App {
     /// Draws one frame.
     pub fn draw_ui(&mut self, ui: &mut egui::Ui) {
         let ctx = ui.ctx().clone();
-        self.poll(&ctx);
+        self.poll();
         if self.theme != Some(self.state.settings.theme) {
             theme::choose(&ctx, self.state.settings.theme);
             self.theme = Some(self.state.settings.theme);
@@ -157,8 +183,35 @@ impl App {
         self.input(&ctx, &mut actions);
         let mut view = View { state: &mut self.state, textures: &mut self.textures, actions: &mut actions };
         panels::draw(ui, &mut view);
-        actions.into_iter().for_each(|action| self.act(action, &ctx));
+        actions.into_iter().for_each(|action| self.act(action));
         self.textures.next_frame();
+        if std::mem::take(&mut self.forgetful) {
+            // Not before there is something to be seen.
+            self.remember();
+        }
+    }
+
+    /// Reads the history of earlier runs.
+    fn remember(&mut self) {
+        let Some(prefix) = self.state.session.keeping.clone() else { return };
+        let (answers, shown) = (self.answers.0.clone(), self.ctx.clone());
+        self.later(move || {
+            let mut broken = Vec::new();
+            history::read(&prefix, |kept| {
+                let kept = match kept {
+                    Ok(kept) => answers.send(Action::Remember(Box::new(kept))).is_ok(),
+                    Err(e) => {
+                        broken.push(e.to_string());
+                        true
+                    }
+                };
+                shown.request_repaint();
+                kept
+            });
+            let first = broken.first()?;
+            let message = format!("{} of the history: {first}", text::counted(broken.len(), "picture"));
+            Some(Action::Note(message, text::HISTORY_BROKEN_HINT.into()))
+        });
     }
 
     /// Keys, dropped files, the window's own button.
@@ -176,7 +229,9 @@ impl App {
             (command, Key::Q, Action::CloseRequested),
             (Modifiers::NONE, Key::Escape, Action::Cancel),
         ] {
-            if pressed(modifiers, key) {
+            // A menu that is open closes, and that is all.
+            let menu = key == Key::Escape && egui::Popup::is_any_open(ctx);
+            if !menu && pressed(modifiers, key) {
                 actions.push(action);
             }
         }
@@ -196,92 +251,11 @@ impl App {
         let files = ctx.input(|i| i.raw.dropped_files.clone());
         let paths: Vec<PathBuf> = files.iter().map(|file| file.path().to_path_buf()).collect();
         if !paths.is_empty() {
-            self.dropped(&paths, ctx);
+            self.dropped(&paths);
         }
         if ctx.input(|i| i.viewport().close_requested()) && self.state.session.is_training() {
             ctx.send_viewport_cmd(ViewportCommand::CancelClose);
             actions.push(Action::CloseRequested);
-        }
-    }
-
-    fn carry_out(&mut self, effects: Vec<Effect>, ctx: &Context) {
-        for effect in effects {
-            match effect {
-                Effect::Submit(purpose, command) => {
-                    let job = logic::job(&self.state.session, purpose, &command);
-                    match self.engine.submit(command) {
-                        Ok(id) => {
-                            self.state.session.tally.submitted += 1;
-                            self.state.session.jobs.insert(id, job);
-                        }
-                        Err(e) => self.state.session.tell(e.to_string(), e.hint().map(str::to_owned), true),
-                    }
-                }
-                Effect::Stop(job) => self.engine.cancel(job),
-                Effect::Copy(shot) => ctx.copy_image(textures::colour(&shot.image)),
-                Effect::Save(shot, path) => self.later(ctx, move || {
-                    infotext::write_png(&path, &shot.image, &shot.recipe).err().map(|e| told(&e))
-                }),
-                Effect::ReadStart(path, draw) => self.later(ctx, move || {
-                    Some(match start::read(&path, 1.0) {
-                        Ok(init) => Action::SetStart(init.pixels, init.source, draw),
-                        Err(e) => told(&e),
-                    })
-                }),
-                Effect::WriteCaption(path, text) => self
-                    .later(ctx, move || files::write_bytes(&path, text.as_bytes()).err().map(|e| told(&e))),
-                Effect::Remove(path) => self.later(ctx, move || {
-                    std::fs::remove_file(&path).err().map(|e| told(&Error::io(&path, e)))
-                }),
-                Effect::FindCover(adapter) => self.later(ctx, move || {
-                    let picture = engine::cover(&adapter)?;
-                    Some(Action::Cover(adapter, Arc::new(picture)))
-                }),
-                Effect::ReadMask(style, file) => self.later(ctx, move || {
-                    let mask = engine::read_mask(&file).map(|mask| mask.picture);
-                    let mask = mask.map_err(|e| (e.to_string(), e.hint().map(str::to_owned)));
-                    Some(Action::Paint(Paint::Read(style, mask)))
-                }),
-                Effect::WriteMask(style, number, mask) => {
-                    let folder = self.masks.clone();
-                    self.later(ctx, move || match masks::keep(&folder, &mask) {
-                        Ok(file) => Some(Action::Paint(Paint::Kept(style, number, file))),
-                        Err(e) => Some(told(&e)),
-                    });
-                }
-                Effect::Ask(dialog) => {
-                    let name = self.suggested(dialog);
-                    self.later(ctx, move || dialogs::ask(dialog, &name));
-                }
-                Effect::Close => ctx.send_viewport_cmd(ViewportCommand::Close),
-            }
-        }
-    }
-
-    /// Runs something that takes time, and does what comes out of it.
-    fn later(&mut self, ctx: &Context, work: impl FnOnce() -> Option<Action> + Send + 'static) {
-        let (answer, ctx) = (self.answers.0.clone(), ctx.clone());
-        let started = background::run(move || {
-            // Also when the work panics: its report is to be seen.
-            let _wake = Wake(ctx);
-            if let Some(action) = work() {
-                answer.send(action).ok();
-            }
-        });
-        if let Err(e) = started {
-            self.state.session.tell(e.to_string(), None, true);
-        }
-    }
-
-    /// The name a dialog starts with.
-    fn suggested(&self, dialog: Dialog) -> String {
-        match dialog {
-            Dialog::ExportBlend => "blend.safetensors".into(),
-            _ => {
-                let shot = self.state.session.canvas.shot.as_ref();
-                let seed = shot.and_then(|shot| shot.recipe.seed).unwrap_or_default();
-                format!("{seed}.png")
-            }
         }
     }
 
@@ -290,19 +264,10 @@ impl App {
     }
 }
 
-/// Asks for a frame when it goes.
-struct Wake(Context);
-
-impl Drop for Wake {
-    fn drop(&mut self) {
-        self.0.request_repaint();
-    }
-}
-
 impl eframe::App for App {
     /// Also while the window is hidden.
-    fn logic(&mut self, ctx: &Context, _frame: &mut eframe::Frame) {
-        self.poll(ctx);
+    fn logic(&mut self, _: &Context, _frame: &mut eframe::Frame) {
+        self.poll();
     }
 
     fn ui(&mut self, ui: &mut egui::Ui, _frame: &mut eframe::Frame) {
@@ -310,6 +275,8 @@ impl eframe::App for App {
     }
 
     fn save(&mut self, storage: &mut dyn eframe::Storage) {
+        let effects = logic::keep(&mut self.state);
+        self.carry_out(effects);
         eframe::set_value(storage, STORED, &self.state.settings);
     }
 }
@@ -321,8 +288,4 @@ fn dropped_picture(path: &Path) -> Action {
         // What is wrong with a file is said when its pixels are read.
         Ok(None) | Err(_) => Action::StartFrom(path.to_path_buf()),
     }
-}
-
-fn told(error: &Error) -> Action {
-    Action::Tell(error.to_string(), error.hint().map(str::to_owned))
 }

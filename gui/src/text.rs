@@ -22,6 +22,20 @@ pub const THEME_LIGHT: &str = "Light";
 pub const THEME_DARK: &str = "Dark";
 pub const HELP: &str = "Keys";
 
+// A path that is typed
+pub const PATH: &str = "Path";
+pub const PATH_HINT: &str =
+    "This system has no file dialog to show. Type or paste a path, or drop things onto the window.";
+pub const PATH_GO: &str = "Use it";
+pub const PATH_STYLE: &str = "A style's file (.safetensors)";
+pub const PATH_START: &str = "A picture to start from";
+pub const PATH_MODEL_FILE: &str = "A model's file (.safetensors)";
+pub const PATH_MODEL_FOLDER: &str = "A model's folder";
+pub const PATH_SAVE: &str = "Save the picture as";
+pub const PATH_EXPORT: &str = "Save the blend as";
+pub const PATH_LIBRARY: &str = "A folder of styles";
+pub const PATH_TRAIN: &str = "A folder of pictures to train on";
+
 // Generate
 pub const PROMPT: &str = "Prompt";
 pub const PROMPT_HINT: &str = "cat, flat icon, blue background";
@@ -93,6 +107,9 @@ pub const COPY: &str = "Copy";
 pub const SAVE: &str = "Save…";
 pub const HISTORY: &str = "History";
 pub const HISTORY_EMPTY: &str = "What you draw is kept here. A click brings everything back.";
+pub const HISTORY_HINT: &str = "A click brings everything back; right-click or Delete takes it out";
+pub const HISTORY_REMOVE: &str = "Take out of the history";
+pub const HISTORY_BROKEN_HINT: &str = "the others are there; that file was left where it is";
 
 // Blend
 pub const STYLES: &str = "Styles";
@@ -111,7 +128,8 @@ pub const ON: &str = "on";
 pub const COVER: &str = "Preview of";
 pub const ADD_TRIGGER: &str = "Add to the prompt";
 pub const PAD: &str = "Mixing pad";
-pub const PAD_HINT: &str = "Drag the point: corners are styles";
+pub const PAD_HINT: &str =
+    "Drag the point, or move it with the arrows: the nearer to a style, the more of it";
 pub const METER: &str = "Overcooked?";
 pub const METER_NONE: &str = "nothing is changed";
 pub const METER_FINE: &str = "within what the styles were made for";
@@ -135,7 +153,8 @@ pub const STEPS_FIRST: &str = "First half";
 pub const STEPS_SECOND: &str = "Second half";
 pub const STEPS_CURVE: &str = "curve";
 pub const STEPS_CURVE_TEXT: &str = "text curve";
-pub const STEPS_HINT: &str = "Click to add a point, drag it, right-click or Delete to remove it";
+pub const STEPS_HINT: &str =
+    "Double-click adds a point, right-click or Delete takes one away. Keys: Insert adds one, arrows move it.";
 pub const STEPS_POINT: &str = "point";
 pub const STEPS_OF_THE_STEPS: &str = "% of the steps";
 pub const STEPS_TIMES: &str = "× the weight";
@@ -180,6 +199,9 @@ pub const TRAIN_FOLDER: &str = "Pictures";
 pub const TRAIN_CHOOSE: &str = "Choose a folder…";
 pub const TRAIN_EMPTY: &str =
     "Choose a folder of 15 to 200 pictures in the style you want, or drop one here.";
+pub const TRAIN_LOOKING: &str = "Looking at the pictures…";
+pub const TRAIN_SIZES: &str = "pictures, trained at";
+pub const TRAIN_FILE: &str = "its file is";
 pub const TRAIN_NAME: &str = "Name of the style";
 pub const TRAIN_STEPS: &str = "Steps";
 pub const TRAIN_RANK: &str = "Rank";
@@ -224,6 +246,12 @@ pub const CRASHED_TEXT: &str = "A report was written: version, system, and where
 pub const CRASHED_COPY: &str = "Copy report";
 pub const CRASHED_REMOVE: &str = "Remove";
 pub const CRASHED_LATER: &str = "Not now";
+
+/// `1 picture`, `2 pictures`.
+pub fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
 
 /// Keys and what they do.
 pub const KEYS: [(&str, &str); 13] = [

@@ -1,19 +1,17 @@
 //! What the engine reports.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
 use scumble::{
     engine::{Event, JobId, Picture},
     progress::Stage,
 };
 
-use super::{Action, Effect, act, ensure_base, recipe, training};
+use super::{Action, Effect, act, ensure_base, history, next, queue, recipe, training};
 use crate::state::{Job, Progress, Purpose, Session, Shot, Start, State, TrainPicture, stem};
 
-/// Pictures kept, and the bytes they may take all together: 85 of 1024².
-const HISTORY: (usize, usize) = (200, 256 << 20);
-/// Previews of a training kept.
-const SAMPLES: usize = 64;
+/// Pictures whose pace is remembered: one slow one among them is not what the next ones take.
+const PACES: usize = 9;
 /// Points of the loss kept: more than a plot has pixels.
 const LOSSES: usize = 4096;
 
@@ -31,20 +29,10 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
                 session.training.pace.get_or_insert((now, done));
             }
         }
-        Event::Loss { step, loss, .. } => {
-            let losses = &mut session.training.losses;
-            losses.push([step as f64, loss]);
-            if losses.len() > LOSSES {
-                // Every other one tells the same: the loss is smoothed.
-                let mut kept = false;
-                losses.retain(|_| {
-                    kept = !kept;
-                    kept
-                });
-            }
-        }
+        Event::Loss { step, loss, .. } => learned(&mut session.training.losses, [step as f64, loss]),
         Event::Warning(_, message) => session.tell(message, None, false),
-        Event::Model(_, facts) => {
+        Event::Model(job, facts) => {
+            session.opened = Some((job, now));
             let known = settings.recent_models.contains(&facts.name);
             if !known && facts.name != "mini" {
                 settings.recent_models.push(facts.name.clone());
@@ -60,19 +48,16 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
             }
         }
         Event::Picture(job, picture) => {
-            if let Some(job) = session.jobs.get(&job).cloned() {
-                finished(session, job, *picture);
+            if let Some(under_way) = session.jobs.get_mut(&job) {
+                under_way.seeds = None;
+                let under_way = under_way.clone();
+                finished(session, (job, under_way), *picture, (now, &mut effects));
                 ensure_base(settings, session, &mut effects);
             }
         }
         Event::Sample { step, picture, .. } => {
-            let shot = shot(session, *picture, (false, None));
-            let samples = &mut session.training.samples;
-            samples.push((step, shot));
-            if samples.len() > SAMPLES {
-                // The first one stays to be compared with.
-                samples.remove(1);
-            }
+            let shot = shot(session, *picture, (false, None), now);
+            training::sampled(&mut session.training, step, shot, &mut effects);
         }
         Event::Scanned { report, pictures, .. } => {
             session.training.report = Some(report);
@@ -110,6 +95,7 @@ pub fn receive(state: &mut State, event: Event, now: f64) -> Vec<Effect> {
         }
         Event::Cancelled(job) => {
             session.tally.cancelled += 1;
+            queue::unseed(settings, session, job);
             ended(state, job, &mut effects, now);
         }
         Event::Failed { job, message, hint } => {
@@ -146,7 +132,7 @@ fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
         session.canvas.preview = None;
     }
     if purpose == Some(Purpose::Train) {
-        let made = training::ended(session);
+        let made = training::ended(session, effects);
         if session.closing {
             effects.push(Effect::Close);
         } else if let Some(path) = made {
@@ -155,47 +141,56 @@ fn ended(state: &mut State, job: JobId, effects: &mut Vec<Effect>, now: f64) {
     }
 }
 
-fn finished(session: &mut Session, Job { purpose, start, .. }: Job, picture: Picture) {
+fn finished(
+    session: &mut Session,
+    (id, job): (JobId, Job),
+    picture: Picture,
+    (now, effects): (f64, &mut Vec<Effect>),
+) {
     let elapsed = picture.elapsed.as_secs_f64();
-    let shot = shot(session, picture, (purpose == Purpose::Live, start));
-    if let Purpose::Base(_) = purpose {
+    let shot = shot(session, picture, (job.purpose == Purpose::Live, job.start), now);
+    if let Purpose::Base(_) = job.purpose {
         session.canvas.base = Some((recipe::base_key(&shot), shot));
         return;
     }
-    if purpose != Purpose::Grid {
+    if job.purpose != Purpose::Grid {
         session.last_secs = Some(elapsed);
+        // Opening the model is no part of drawing.
+        let opened = session.opened.filter(|(by, _)| *by == id).map(|(_, at)| now - at);
+        pace(session, opened.map_or(elapsed, |since| since.min(elapsed)), &shot);
     }
     session.canvas.preview = None;
-    let current = session.canvas.shot.as_ref().map(|shot| shot.id);
-    // Dragging a slider leaves one picture, not thirty.
-    let follows = |last: &Shot| last.live && shot.live && Some(last.id) == current;
-    if session.history.last().is_some_and(follows) {
-        session.history.pop();
-    }
-    session.history.push(shot.clone());
-    let (pictures, bytes) = HISTORY;
-    let held = |shots: &[Shot]| {
-        // Many pictures may start from the same one.
-        let starts: BTreeMap<u64, usize> = shots
-            .iter()
-            .filter_map(|shot| shot.start.as_ref())
-            .map(|start| (start.id, start.pixels.as_raw().len()))
-            .collect();
-        let drawn: usize = shots.iter().map(|shot| shot.image.as_raw().len()).sum();
-        drawn + starts.values().sum::<usize>()
-    };
-    while session.history.len() > pictures || session.history.len() > 1 && held(&session.history) > bytes {
-        session.history.remove(0);
-    }
-    session.canvas.shot = Some(shot);
+    history::push(session, shot, job.at, effects);
 }
 
-fn shot(session: &mut Session, picture: Picture, (live, start): (bool, Option<Start>)) -> Shot {
+/// Remembers how long a step of so many pixels took.
+fn pace(session: &mut Session, secs: f64, shot: &Shot) {
+    let steps = shot.recipe.steps.unwrap_or(1).max(1) as f64;
+    // A second pass is counted with the first one's size, as the settings are.
+    let (width, height) = shot.recipe.size_px.unwrap_or((1, 1));
+    session.paces.push(secs / (steps * (width * height).max(1) as f64));
+    if session.paces.len() > PACES {
+        session.paces.remove(0);
+    }
+}
+
+/// A point of the loss. One of a step that was reached before, too, begins anew from there.
+fn learned(losses: &mut Vec<[f64; 2]>, point: [f64; 2]) {
+    while losses.last().is_some_and(|[step, _]| *step >= point[0]) {
+        losses.pop();
+    }
+    losses.push(point);
+    if losses.len() > LOSSES {
+        // Every other one tells the same: the loss is smoothed.
+        let mut kept = false;
+        losses.retain(|_| {
+            kept = !kept;
+            kept
+        });
+    }
+}
+
+fn shot(session: &mut Session, picture: Picture, (live, start): (bool, Option<Start>), now: f64) -> Shot {
     let (image, recipe) = (Arc::new(picture.image), Arc::new(picture.recipe));
-    Shot { id: next(session), image, recipe, start, live }
-}
-
-fn next(session: &mut Session) -> u64 {
-    session.next_shot += 1;
-    session.next_shot
+    Shot { id: next(session), image, recipe, start, live, at: now, file: None }
 }

@@ -66,6 +66,22 @@ pub fn grid(settings: &Settings, form: &GridForm) -> Result<Grid> {
     Ok(grid)
 }
 
+/// Seconds a grid takes at the pace of the last pictures: the middle one, whatever held the others up.
+pub fn estimate(settings: &Settings, session: &Session, grid: &Grid) -> Option<f64> {
+    let mut paces = session.paces.clone();
+    paces.sort_by(f64::total_cmp);
+    let pace = paces.get(paces.len() / 2)?;
+    let native = session.model.as_ref().map(|model| (model.native_px, model.native_px));
+    let (width, height) = settings.size.or(native)?;
+    let sides = || std::iter::once(&grid.x).chain(&grid.y);
+    let steps = sides().find_map(|side| match side {
+        Axis::Steps(steps) => Some(steps.iter().sum::<usize>() as f64 / steps.len().max(1) as f64),
+        _ => None,
+    });
+    let steps = steps.unwrap_or(settings.steps as f64);
+    Some(pace * steps * (width * height) as f64 * grid.len() as f64)
+}
+
 pub(super) fn draw(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
     match grid(settings, &session.grid) {
         Ok(grid) => {
@@ -107,7 +123,7 @@ mod tests {
         let form = defaults(&settings);
         let drawn = grid(&settings, &form).expect("a grid");
         assert_eq!(
-            (drawn.len(), drawn.x),
+            (drawn.len(), drawn.x.clone()),
             (25, Axis::Weight { style: 0, values: vec![0.0, 0.25, 0.5, 0.75, 1.0] })
         );
         let side = |varies, values: &str| GridSide { varies, values: values.into() };
@@ -128,6 +144,16 @@ mod tests {
                 "{values}"
             );
         }
+        // One picture that was held up is not what they all take.
+        let mut session = Session { paces: vec![3e-6, 1e-6, 4e-3], ..Session::default() };
+        (settings.size, settings.steps) = (Some((100, 100)), 10);
+        let secs = estimate(&settings, &session, &drawn).expect("an estimate");
+        assert!((secs - 25.0 * 0.3).abs() < 1e-9, "{secs}");
+        let steps = Grid { x: Axis::Steps(vec![10, 30]), y: None };
+        let secs = estimate(&settings, &session, &steps).expect("an estimate");
+        assert!((secs - 1.2).abs() < 1e-9, "{secs}");
+        session.paces.clear();
+        assert_eq!(estimate(&settings, &session, &steps), None);
         settings.styles = None;
         assert_eq!(defaults(&settings).sides.map(|side| side.varies), [Varies::Seed, Varies::Steps]);
     }

@@ -4,6 +4,7 @@
 mod blend;
 mod events;
 mod grid;
+mod history;
 mod paint;
 mod queue;
 mod recipe;
@@ -24,12 +25,17 @@ use scumble::{
 
 pub use blend::{adapters, mix, not_a_file, request};
 pub use events::receive;
-pub use grid::{choices, defaults, grid, typed};
+pub use grid::{choices, defaults, estimate, grid, typed};
+pub use history::HISTORY;
 pub use paint::Paint;
 pub use queue::job;
+pub use start::Then;
 pub use training::{config, eta_secs, out_path, pictures_per_sec};
 
-use crate::state::{Open, Purpose, Session, Settings, Shot, State};
+use crate::{
+    keep::{history::Kept, runs::Record},
+    state::{Open, Purpose, Session, Settings, Shot, StartFile, State, Tab, Typing},
+};
 
 /// What the user does.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +64,12 @@ pub enum Action {
     Restore(Box<Recipe>, Option<PathBuf>),
     /// A picture of the history, with everything.
     RestoreShot(u64),
+    /// A picture of an earlier run was read.
+    Remember(Box<Kept>),
+    /// A picture of the history: away with it and its file.
+    ForgetShot(u64),
+    /// The history cannot be kept on the disk: why.
+    CannotKeep((String, Option<String>)),
     /// Choose what a grid is to show.
     OpenGrid,
     /// Draw it.
@@ -66,8 +78,10 @@ pub enum Action {
     CancelJob(JobId),
     /// Start from the picture in a file.
     StartFrom(PathBuf),
-    /// That picture has been read; with `true`, draw in any case.
-    SetStart(Arc<RgbImage>, Option<InitSource>, bool),
+    /// That picture has been read.
+    SetStart(Arc<RgbImage>, Option<InitSource>, Then),
+    /// It could not be: why, if it is not just gone.
+    StartUnread(Option<(String, Option<String>)>, Then),
     /// Start from the picture in the middle.
     StartFromShot,
     /// Start from noise.
@@ -86,6 +100,8 @@ pub enum Action {
     TrainFolder(PathBuf),
     /// Look at them again.
     Rescan,
+    /// How a training went that was stopped in an earlier run was read: the adapter's file, and that.
+    ReadRun(PathBuf, Box<Record>),
     /// A caption was edited: write it beside its picture.
     SaveCaption(usize),
     /// Train.
@@ -104,8 +120,14 @@ pub enum Action {
     HideCrashes,
     /// Tell a message from outside of the engine.
     Tell(String, Option<String>),
+    /// Something that is only to be known, and what to do about it.
+    Note(String, String),
     /// A file or folder is to be chosen.
     Ask(Dialog),
+    /// The system has no dialog for that: its path is to be typed, beginning with this.
+    AskPath(Dialog, String),
+    /// That path was typed.
+    PathTyped,
     /// The window is asked to close.
     CloseRequested,
     /// It closes although a style is trained.
@@ -135,6 +157,37 @@ pub enum Dialog {
     TrainFolder,
 }
 
+impl Dialog {
+    /// What is to be done with the file or folder that was chosen.
+    pub fn chosen(self, path: PathBuf) -> Action {
+        match self {
+            Self::Styles => Action::AddStyles(vec![path]),
+            Self::StartPicture => Action::StartFrom(path),
+            Self::ModelFile | Self::ModelFolder => Action::OpenModel(path.display().to_string()),
+            Self::SavePicture => Action::SaveTo(path),
+            Self::ExportBlend => Action::ExportTo(path),
+            Self::Library => Action::ScanLibrary(path),
+            Self::TrainFolder => Action::TrainFolder(path),
+        }
+    }
+
+    /// The same with a path as people type and paste it: with `~`, in quotation marks.
+    fn typed(self, typed: &str) -> Option<Action> {
+        let plain = typed.trim().trim_matches(['"', '\'']);
+        let home = |rest: &str| Some(std::env::home_dir()?.join(rest.trim_start_matches(['/', '\\'])));
+        let path = match plain.strip_prefix('~') {
+            Some(rest) if rest.is_empty() || rest.starts_with(['/', '\\']) => home(rest)?,
+            _ => PathBuf::from(plain),
+        };
+        // A picture is a PNG.
+        let path = match self {
+            Self::SavePicture if path.extension().is_none() => path.with_extension("png"),
+            _ => path,
+        };
+        (!plain.is_empty()).then(|| self.chosen(path))
+    }
+}
+
 /// What is to be done outside.
 #[derive(Debug)]
 pub enum Effect {
@@ -146,8 +199,14 @@ pub enum Effect {
     Copy(Shot),
     /// A picture to a file.
     Save(Shot, PathBuf),
+    /// Something to the disk, after what was to be kept before it.
+    Keep(Keep),
     /// Read a picture to start from; [`Action::SetStart`] is done with it.
-    ReadStart(PathBuf, bool),
+    ReadStart(StartFile, Then),
+    /// Keep a picture that was drawn here to start from it; [`Action::SetStart`] is done with it.
+    KeepStart(Shot),
+    /// Read how the training of an adapter went so far.
+    ReadRun(PathBuf),
     /// Look for a picture of an adapter.
     FindCover(PathBuf),
     /// Read the mask of a style.
@@ -164,6 +223,21 @@ pub enum Effect {
     Close,
 }
 
+/// What lasts longer than the window. Trainings are known by their adapter's file.
+#[derive(Debug)]
+pub enum Keep {
+    /// A picture of the history, in its file.
+    Picture(Shot, PathBuf),
+    /// That file no longer.
+    Not(PathBuf),
+    /// The losses of a training so far.
+    Losses(PathBuf, Vec<[f64; 2]>),
+    /// A preview of a training, with its step.
+    Sample(PathBuf, u64, Shot),
+    /// Nothing of a training.
+    NoRun(PathBuf),
+}
+
 /// Does what the user wants. `now` counts seconds from the program's start.
 pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
     let mut effects = Vec::new();
@@ -172,28 +246,28 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         Action::Generate => {
             // What was only to be known has been read.
             session.problems.retain(|problem| problem.is_error);
-            if !settings.keep_seed && session.drawn_seed == Some(settings.seed) {
-                settings.seed = another_seed(settings.seed, now);
-            }
+            let again = !settings.keep_seed && session.drawn_seed == Some(settings.seed);
+            let seed = if again { another_seed(settings.seed, now) } else { settings.seed };
+            queue::reseed(settings, session, seed);
             // What only followed changes is not waited for; what was asked for is, one after the other.
             let live = session.jobs.iter().filter(|(_, job)| job.purpose == Purpose::Live);
             effects.extend(live.map(|(id, _)| Effect::Stop(*id)));
             draw(settings, session, (Purpose::Draw, false), &mut effects);
         }
-        Action::StartFrom(path) => effects.push(Effect::ReadStart(path, false)),
-        Action::SetStart(pixels, source, always) => {
-            start::set(session, pixels, source);
-            match always {
-                true => draw(settings, session, (Purpose::Draw, true), &mut effects),
-                false => changed(settings, session, &mut effects),
-            }
+        Action::StartFrom(path) => {
+            effects.push(Effect::ReadStart(StartFile::new(path), Then::Change));
         }
-        Action::StartFromShot => {
-            start::from_shot(session);
-            changed(settings, session, &mut effects);
+        Action::SetStart(pixels, source, then) if start::is_wanted(session, then) => {
+            start::set(settings, session, pixels, source);
+            start::then(settings, session, then, &mut effects);
         }
+        Action::SetStart(..) => {}
+        Action::StartUnread(reason, then) => {
+            start::unread((settings, session), reason, then, &mut effects);
+        }
+        Action::StartFromShot => start::from_shot(settings, session, &mut effects),
         Action::DropStart => {
-            session.start = None;
+            start::put(settings, session, None);
             changed(settings, session, &mut effects);
         }
         Action::OpenGrid => {
@@ -203,7 +277,8 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         Action::DrawGrid => grid::draw(settings, session, &mut effects),
         Action::CancelJob(job) => queue::cancel(session, job, &mut effects),
         Action::NewSeed => {
-            settings.seed = another_seed(settings.seed, now);
+            let seed = another_seed(settings.seed, now);
+            queue::reseed(settings, session, seed);
             // A series is not lost to a slider.
             draw(settings, session, (Purpose::Draw, settings.count == 1), &mut effects);
         }
@@ -223,8 +298,8 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             changed(settings, session, &mut effects);
         }
         Action::Cover(adapter, picture) => {
-            session.next_shot += 1;
-            session.covers.insert(adapter, Some((session.next_shot, picture)));
+            let id = next(session);
+            session.covers.insert(adapter, Some((id, picture)));
         }
         Action::Paint(what) => paint::act(settings, session, what, &mut effects),
         Action::Restore(recipe, file) => {
@@ -232,19 +307,32 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
             describe_new(settings, session, &mut effects);
             session.offer = file;
             match start::noted(session, &recipe) {
-                Some(path) => effects.push(Effect::ReadStart(path, true)),
+                Some(file) => effects.push(Effect::ReadStart(file, Then::Draw)),
                 None => draw(settings, session, (Purpose::Draw, true), &mut effects),
             }
         }
         Action::RestoreShot(id) => {
             if let Some(shot) = session.history.iter().find(|shot| shot.id == id).cloned() {
                 recipe::restore(settings, session, &shot.recipe, None);
-                session.start.clone_from(&shot.start);
+                let known = shot.start.clone();
                 session.offer = None;
+                let noted = known.is_none().then(|| start::noted(session, &shot.recipe)).flatten();
                 // A change from here on is a new picture.
                 session.canvas.shot = Some(Shot { live: false, ..shot });
                 session.drawn_seed = Some(settings.seed);
-                ensure_base(settings, session, &mut effects);
+                start::put(settings, session, known);
+                match noted {
+                    Some(file) => effects.push(Effect::ReadStart(file, Then::Show(id))),
+                    None => ensure_base(settings, session, &mut effects),
+                }
+            }
+        }
+        Action::Remember(kept) => history::remember(session, *kept, &mut effects),
+        Action::ForgetShot(id) => history::forget(session, id, &mut effects),
+        Action::CannotKeep((message, hint)) => {
+            // Once is enough.
+            if session.keeping.take().is_some() {
+                session.tell(message, hint, true);
             }
         }
         Action::ToggleCompare => {
@@ -274,7 +362,14 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         Action::RemoveCrash => {}
         Action::HideCrashes => session.crashes.clear(),
         Action::Tell(message, hint) => session.tell(message, hint, true),
+        Action::Note(message, hint) => session.tell(message, Some(hint), false),
         Action::Ask(dialog) => effects.push(Effect::Ask(dialog)),
+        Action::AskPath(dialog, path) => session.typing = Some(Typing { dialog, path }),
+        Action::PathTyped => {
+            let typed = session.typing.take();
+            let chosen = typed.and_then(|typed| typed.dialog.typed(&typed.path));
+            effects.extend(chosen.map(|chosen| act(state, chosen, now)).unwrap_or_default());
+        }
         Action::CloseRequested => {
             if session.is_training() {
                 session.open.closing = !session.closing;
@@ -297,15 +392,36 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
 pub fn begin(state: &mut State) -> Vec<Effect> {
     let mut effects = Vec::new();
     let State { settings, session } = state;
-    describe_new(settings, session, &mut effects);
-    if settings.live {
-        draw(settings, session, (Purpose::Live, true), &mut effects);
-    }
-    effects.extend(settings.library.clone().map(|f| Effect::Submit(Purpose::Library, Command::Library(f))));
+    // What is looked at comes first.
     if let Some(folder) = settings.train.folder.clone() {
         training::act(settings, session, Action::TrainFolder(folder), &mut effects);
     }
+    let scan = match settings.tab {
+        Tab::Train => Vec::new(),
+        Tab::Draw => std::mem::take(&mut effects),
+    };
+    describe_new(settings, session, &mut effects);
+    match settings.start.clone() {
+        Some(file) => effects.push(Effect::ReadStart(file, Then::Change)),
+        None if settings.live => draw(settings, session, (Purpose::Live, true), &mut effects),
+        None => {}
+    }
+    effects.extend(settings.library.clone().map(|f| Effect::Submit(Purpose::Library, Command::Library(f))));
+    effects.extend(scan);
     effects
+}
+
+/// What is to be done before the window closes, and now and then before that: the newest picture is kept, too.
+pub fn keep(state: &mut State) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    history::keep(&mut state.session, 0, &mut effects);
+    effects
+}
+
+/// The number of a new picture.
+fn next(session: &mut Session) -> u64 {
+    session.next_shot += 1;
+    session.next_shot
 }
 
 /// With `replace`, the picture gives way to the next such one.
@@ -331,6 +447,9 @@ fn changed(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>
 }
 
 fn cancel(session: &mut Session, effects: &mut Vec<Effect>) {
+    if session.typing.take().is_some() {
+        return;
+    }
     if session.open != Open::default() {
         session.open = Open::default();
         return;

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use image::{GrayImage, Luma, imageops};
 
-use super::{Effect, changed};
+use super::{Effect, changed, next};
 use crate::state::{Brush, Painting, Place, Session, Settings, Style};
 
 /// The longer side of a new mask: finer than any layer of a network sees.
@@ -75,14 +75,14 @@ fn begin(settings: &mut Settings, session: &mut Session, style: PathBuf, effects
     let scale = SIDE_PX / w.max(h).max(1) as f32;
     let side = |length: u32| ((length as f32 * scale).round() as u32).max(1);
     let brush = session.painting.as_ref().map(|painting| painting.brush).unwrap_or_default();
-    session.next_shot += 1;
+    let version = next(session) << 32;
     let file = match place(settings, &style) {
         Some(Place::Painted { mask: Some(file), .. }) => Some(file.clone()),
         _ => None,
     };
     session.painting = Some(Painting {
         mask: Arc::new(GrayImage::new(side(w), side(h))),
-        version: session.next_shot << 32,
+        version,
         ready: file.is_none(),
         brush: Brush { erase: false, ..brush },
         at: None,
@@ -117,8 +117,8 @@ fn change(session: &mut Session, change: impl FnOnce(&mut GrayImage), effects: &
 
 fn keep(session: &mut Session, effects: &mut Vec<Effect>) {
     if let Some(painting) = &session.painting {
-        session.next_shot += 1;
-        effects.push(Effect::WriteMask(painting.style.clone(), session.next_shot, painting.mask.clone()));
+        let (style, mask) = (painting.style.clone(), painting.mask.clone());
+        effects.push(Effect::WriteMask(style, next(session), mask));
     }
 }
 

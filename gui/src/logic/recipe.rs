@@ -11,7 +11,7 @@ use scumble::{
     },
 };
 
-use super::strength;
+use super::{start, strength};
 use crate::state::{HiresForm, Place, Session, Settings, Shot, Style};
 
 /// Sets everything a recipe names; what it leaves out becomes the default. Styles it does not name are switched off.
@@ -62,7 +62,7 @@ pub(super) fn restore(
 
 /// The second pass, and how much of a picture to start from is drawn anew. That picture itself is the caller's to bring.
 fn restore_passes(settings: &mut Settings, session: &mut Session, recipe: &Recipe) {
-    session.start = None;
+    start::put(settings, session, None);
     let hires = Hires::of(recipe);
     settings.hires = match hires {
         Some(Hires { scale, strength, steps }) => {

@@ -11,9 +11,14 @@ use scumble::{
     training::{TrainConfig, UnetLayers, state_path},
 };
 
-use super::{Action, Effect};
-use crate::state::{Purpose, Run, Session, Settings, TrainForm, TrainView};
+use super::{Action, Effect, Keep, next};
+use crate::{
+    keep::runs::Record,
+    state::{Purpose, Run, Session, Settings, Shot, TrainForm, TrainView},
+};
 
+/// Previews kept.
+const SAMPLES: usize = 64;
 /// Steps of a preview.
 const PREVIEW_STEPS: usize = 12;
 
@@ -24,6 +29,7 @@ pub(super) fn act(settings: &mut Settings, session: &mut Session, action: Action
             session.training = TrainView::default();
             scan(settings, session, effects);
         }
+        Action::ReadRun(out, record) => recall(settings, session, &out, *record),
         Action::Rescan => scan(settings, session, effects),
         Action::SaveCaption(index) => {
             let tokens = session.model.as_ref().map(|model| &model.tokens);
@@ -60,10 +66,12 @@ fn scan(settings: &Settings, session: &mut Session, effects: &mut Vec<Effect>) {
     }
     if session.training.run != Run::Running {
         session.training.run = Run::Idle;
+        session.training.is_there = settings.train.folder.as_deref().is_some_and(Path::is_dir);
         // A run that was stopped earlier, perhaps by closing the window, can go on.
         let out = out_path(&settings.train, session);
         if state_path(&out).is_file() {
             session.training.run = Run::Paused;
+            effects.push(Effect::ReadRun(out.clone()));
             session.training.out = out.is_file().then_some(out);
         }
     }
@@ -92,6 +100,7 @@ fn start(settings: &Settings, session: &mut Session, resume: bool, effects: &mut
     if !resume {
         view.losses.clear();
         view.samples.clear();
+        effects.push(Effect::Keep(Keep::NoRun(config.out.clone())));
     }
     effects.push(Effect::Submit(Purpose::Train, Command::Train(Box::new(Training { config, previews }))));
 }
@@ -110,9 +119,47 @@ pub(super) fn made(session: &mut Session, path: PathBuf, resumable: bool) {
     view.out = Some(path);
 }
 
+/// A preview was drawn.
+pub(super) fn sampled(view: &mut TrainView, step: u64, shot: Shot, effects: &mut Vec<Effect>) {
+    view.samples.retain(|(before, _)| *before < step);
+    if let Some(out) = &view.out {
+        effects.push(Effect::Keep(Keep::Sample(out.clone(), step, shot.clone())));
+    }
+    view.samples.push((step, shot));
+    if view.samples.len() > SAMPLES {
+        // The first one stays to be compared with.
+        view.samples.remove(1);
+    }
+    keep_losses(view, effects);
+}
+
+fn keep_losses(view: &TrainView, effects: &mut Vec<Effect>) {
+    let out = view.out.clone().filter(|_| !view.losses.is_empty());
+    effects.extend(out.map(|out| Effect::Keep(Keep::Losses(out, view.losses.clone()))));
+}
+
+/// How a run went that was stopped in an earlier one of the window, if it is still the one: before what was added since.
+fn recall(settings: &Settings, session: &mut Session, out: &Path, record: Record) {
+    if session.training.run == Run::Idle || out_path(&settings.train, session) != out {
+        return;
+    }
+    let begun = session.training.losses.first().map_or(f64::INFINITY, |[step, _]| *step);
+    let earlier = record.losses.into_iter().filter(|[step, _]| *step < begun);
+    session.training.losses.splice(0..0, earlier);
+    let begun = session.training.samples.first().map_or(u64::MAX, |(step, _)| *step);
+    let earlier = record.samples.into_iter().filter(|(step, ..)| *step < begun).take(SAMPLES);
+    let shot = |(step, image, recipe)| {
+        let (image, recipe, id) = (Arc::new(image), Arc::new(recipe), next(session));
+        (step, Shot { id, image, recipe, start: None, live: false, at: 0.0, file: None })
+    };
+    let earlier: Vec<(u64, Shot)> = earlier.map(shot).collect();
+    session.training.samples.splice(0..0, earlier);
+}
+
 /// The style to put into the blend, if the run is over and made one.
-pub(super) fn ended(session: &mut Session) -> Option<PathBuf> {
+pub(super) fn ended(session: &mut Session, effects: &mut Vec<Effect>) -> Option<PathBuf> {
     let view = &mut session.training;
+    keep_losses(view, effects);
     match view.run {
         Run::Done => view.out.clone(),
         Run::Paused => None,

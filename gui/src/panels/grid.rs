@@ -25,7 +25,8 @@ pub fn draw(ui: &Ui, view: &mut View<'_>) {
         let palette = Palette::of(ui);
         match &grid {
             Ok(grid) => {
-                ui.label(RichText::new(amount(grid.len(), session.last_secs)).color(palette.quiet));
+                let secs = logic::estimate(settings, session, grid);
+                ui.label(RichText::new(amount(grid.len(), secs)).color(palette.quiet));
             }
             Err(e) => {
                 ui.label(RichText::new(e.to_string()).color(palette.bad));
@@ -68,11 +69,11 @@ fn edit(ui: &mut Ui, side: &mut GridSide, settings: &Settings, (name, values): (
     });
 }
 
-/// How many pictures, and how long at the pace of the last one.
-fn amount(pictures: usize, last_secs: Option<f64>) -> String {
-    let count = if pictures == 1 { "1 picture".into() } else { format!("{pictures} pictures") };
-    match last_secs {
-        Some(secs) => format!("{count}, about {}", super::time(secs * pictures as f64)),
+/// How many pictures, and how long they will take.
+fn amount(pictures: usize, secs: Option<f64>) -> String {
+    let count = text::counted(pictures, "picture");
+    match secs {
+        Some(secs) => format!("{count}, about {}", super::time(secs)),
         None => count,
     }
 }

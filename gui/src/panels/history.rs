@@ -1,6 +1,6 @@
 //! What was drawn.
 
-use eframe::egui::{RichText, ScrollArea, Ui};
+use eframe::egui::{Key, RichText, ScrollArea, Ui};
 
 use super::View;
 use crate::{
@@ -29,8 +29,14 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
                 let chosen = Some(current == Some(shot.id));
                 let small =
                     Thumbnail { id: shot.id, image: &shot.image, name: name(&shot), side: SIDE, chosen };
-                if small.show(ui, view.textures).clicked() {
+                let response = small.show(ui, view.textures).on_hover_text(text::HISTORY_HINT);
+                if response.clicked() {
                     view.act(Action::RestoreShot(shot.id));
+                }
+                let mut out = response.has_focus() && ui.input(|i| i.key_pressed(Key::Delete));
+                response.context_menu(|ui| out |= ui.button(text::HISTORY_REMOVE).clicked());
+                if out {
+                    view.act(Action::ForgetShot(shot.id));
                 }
             }
         });

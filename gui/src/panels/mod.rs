@@ -7,6 +7,7 @@ mod generate;
 mod grid;
 mod history;
 mod overlays;
+mod path;
 mod place;
 mod problems;
 mod queue;
@@ -97,6 +98,7 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     }
     problems::draw(ui, view);
     overlays::draw(ui, view);
+    path::draw(ui, view);
 }
 
 /// A path short enough for a label: its last two parts.

@@ -6,7 +6,7 @@ use scumble::dataset::doctor::CLIP_TOKENS;
 use super::View;
 use crate::{
     logic::{self, Action, Dialog},
-    state::{Run, TrainForm, TrainPicture},
+    state::{Purpose, Run, TrainForm, TrainPicture},
     text,
     theme::{self, Palette},
     widgets::{field, named, textures},
@@ -91,8 +91,9 @@ fn more(ui: &mut Ui, form: &mut TrainForm) {
 
 fn buttons(ui: &mut Ui, view: &mut View<'_>) {
     ui.add_space(6.0);
-    let ready =
-        view.state.settings.train.folder.is_some() && !view.state.session.training.pictures.is_empty();
+    let training = &view.state.session.training;
+    // What goes on needs not be looked at before.
+    let ready = !training.pictures.is_empty() || training.run == Run::Paused && training.is_there;
     let stopping = view.state.session.training.pausing && view.state.session.is_training();
     ui.horizontal(|ui| {
         let width = ui.available_width();
@@ -130,7 +131,9 @@ pub fn pictures(ui: &mut Ui, view: &mut View<'_>) {
     if view.state.session.training.pictures.is_empty() {
         let font = egui::FontId::proportional(14.0);
         let (middle, colour) = (ui.max_rect().center(), Palette::of(ui).quiet);
-        ui.painter().text(middle, egui::Align2::CENTER_CENTER, text::TRAIN_EMPTY, font, colour);
+        let looking = view.state.session.has(|purpose| *purpose == Purpose::Scan);
+        let words = if looking { text::TRAIN_LOOKING } else { text::TRAIN_EMPTY };
+        ui.painter().text(middle, egui::Align2::CENTER_CENTER, words, font, colour);
         return;
     }
     findings(ui, view);
@@ -155,7 +158,7 @@ fn findings(ui: &mut Ui, view: &View<'_>) {
     let palette = Palette::of(ui);
     let Some(report) = &view.state.session.training.report else { return };
     let sizes: Vec<String> = report.buckets.iter().map(|(size, n)| format!("{size} ({n})")).collect();
-    ui.label(RichText::new(format!("{} pictures, {}", report.images, sizes.join(", "))).strong());
+    ui.label(RichText::new(format!("{} {} {}", report.images, text::TRAIN_SIZES, sizes.join(", "))).strong());
     if report.problems.is_empty() {
         ui.label(RichText::new(text::TRAIN_NOTHING_WRONG).small().color(palette.good));
     }
@@ -182,7 +185,7 @@ fn picture(ui: &mut Ui, view: &mut View<'_>, index: usize) {
             let whole = egui::Rect::from_min_max(egui::pos2(0.0, 0.0), egui::pos2(1.0, 1.0));
             ui.painter().image(texture, rect, whole, egui::Color32::WHITE);
             let (w, h) = scanned.size_px;
-            response.on_hover_text(format!("{name}, {w}×{h}"));
+            response.on_hover_text(format!("{name}, {} {w}×{h}", text::TRAIN_FILE));
             ui.vertical(|ui| {
                 let caption = &mut view.state.session.training.pictures[index].caption;
                 let edit = egui::TextEdit::multiline(caption).desired_rows(2).desired_width(f32::INFINITY);

@@ -16,6 +16,7 @@ use scumble::{
 };
 
 use super::Painting;
+use crate::logic::Dialog;
 
 /// What lasts as long as the window.
 #[derive(Debug, Default)]
@@ -64,6 +65,16 @@ pub struct Session {
     pub memory_bytes: Option<u64>,
     /// How long the last picture took.
     pub last_secs: Option<f64>,
+    /// Seconds a step took a pixel, of the last pictures.
+    pub paces: Vec<f64>,
+    /// The job that opened the model, and when it had, in seconds since the program's start.
+    pub opened: Option<(JobId, f64)>,
+    /// A path that is typed because the system has no dialog.
+    pub typing: Option<Typing>,
+    /// What the names of the history's files begin with; none are written without it.
+    pub keeping: Option<PathBuf>,
+    /// The seeds of a picture that is about to be asked for.
+    pub seeds: Option<Seeds>,
     /// Windows above the panels.
     pub open: Open,
     /// The library.
@@ -102,6 +113,21 @@ pub struct Job {
     pub title: String,
     /// What its pictures start from.
     pub start: Option<Start>,
+    /// When it was asked for, in seconds since the program's start.
+    pub at: f64,
+    /// What its seed took the place of, until there is a picture.
+    pub seeds: Option<Seeds>,
+}
+
+/// A seed, and what was there before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seeds {
+    /// The seed.
+    pub own: u64,
+    /// The one in the field.
+    pub field: u64,
+    /// The one that had last been drawn with.
+    pub drawn: Option<u64>,
 }
 
 /// A picture to start from.
@@ -168,8 +194,21 @@ pub struct Shot {
     pub recipe: Arc<Recipe>,
     /// What it started from.
     pub start: Option<Start>,
-    /// It followed a change: the next such picture takes its place in the history.
+    /// It followed a change: the next such picture takes its place in the history, unless it was looked at.
     pub live: bool,
+    /// When it was finished, in seconds since the program's start; 0 if that was in an earlier run.
+    pub at: f64,
+    /// Its file among those that are kept.
+    pub file: Option<PathBuf>,
+}
+
+/// A path that is typed because the system has no dialog.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Typing {
+    /// What it is for.
+    pub dialog: Dialog,
+    /// As typed so far.
+    pub path: String,
 }
 
 /// What a card unfolds.
@@ -299,6 +338,8 @@ pub struct TrainView {
     pub out: Option<PathBuf>,
     /// Pausing, not stopping, was asked for.
     pub pausing: bool,
+    /// The folder of pictures was there when it was last looked for.
+    pub is_there: bool,
 }
 
 /// A picture of the training's folder.

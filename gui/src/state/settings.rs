@@ -55,6 +55,8 @@ pub struct Settings {
     pub cfg: Option<f64>,
     /// `None` is the model's own.
     pub size: Option<(usize, usize)>,
+    /// The picture to start from.
+    pub start: Option<StartFile>,
     /// How much of a picture to start from is drawn anew, 0 to 1.
     pub strength: f64,
     /// The second pass.
@@ -91,6 +93,7 @@ impl Default for Settings {
             steps: 20,
             cfg: None,
             size: None,
+            start: None,
             strength: 0.75,
             hires: HiresForm::default(),
             seed: 7,
@@ -102,6 +105,22 @@ impl Default for Settings {
             library: None,
             train: TrainForm::default(),
         }
+    }
+}
+
+/// The file of a picture to start from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StartFile {
+    /// Where it was.
+    pub path: PathBuf,
+    /// What its content is known by, if it was read before.
+    pub hash: Option<String>,
+}
+
+impl StartFile {
+    /// A file that is to be read for the first time.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, hash: None }
     }
 }
 

@@ -1,34 +1,12 @@
 //! Closing, starting again, and what goes wrong on the way.
 
-use std::collections::BTreeMap;
-
-use crate::support::{Window, pictures, sample, settings};
+use crate::support::{Stored, Window, pictures, sample, settings};
 use egui_kittest::kittest::Queryable as _;
 use scumble_gui::{
     logic::Action,
     state::{Run, Settings, Style, Tab, ThemeChoice, TrainForm},
     text,
 };
-
-/// What eframe writes settings into.
-#[derive(Default)]
-struct Stored(BTreeMap<String, String>);
-
-impl eframe::Storage for Stored {
-    fn get_string(&self, key: &str) -> Option<String> {
-        self.0.get(key).cloned()
-    }
-
-    fn set_string(&mut self, key: &str, value: String) {
-        self.0.insert(key.into(), value);
-    }
-
-    fn remove_string(&mut self, key: &str) {
-        self.0.remove(key);
-    }
-
-    fn flush(&mut self) {}
-}
 
 #[test]
 fn everything_is_as_it_was_after_a_restart() {

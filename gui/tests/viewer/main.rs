@@ -2,6 +2,7 @@
 
 mod again;
 mod draw;
+mod kept;
 mod names;
 mod pictures;
 mod support;

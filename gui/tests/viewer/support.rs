@@ -1,10 +1,12 @@
 //! A window to look into.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use eframe::egui::Key;
 use egui_kittest::{Harness, kittest::Queryable as _};
 use scumble_gui::{
     App,
@@ -46,6 +48,26 @@ pub fn pictures(folder: &Path) -> PathBuf {
     to
 }
 
+/// What eframe writes settings into.
+#[derive(Default)]
+pub struct Stored(pub BTreeMap<String, String>);
+
+impl eframe::Storage for Stored {
+    fn get_string(&self, key: &str) -> Option<String> {
+        self.0.get(key).cloned()
+    }
+
+    fn set_string(&mut self, key: &str, value: String) {
+        self.0.insert(key.into(), value);
+    }
+
+    fn remove_string(&mut self, key: &str) {
+        self.0.remove(key);
+    }
+
+    fn flush(&mut self) {}
+}
+
 /// What the harness leaves free around what it shows.
 pub const MARGIN: f32 = 8.0;
 
@@ -55,13 +77,26 @@ pub struct Window {
 }
 
 impl Window {
+    /// One that keeps nothing.
     pub fn open(settings: Settings) -> Self {
+        Self::opened(settings, None)
+    }
+
+    /// One with its folder.
+    pub fn open_within(settings: Settings, folder: &Path) -> Self {
+        Self::opened(settings, Some(folder.to_path_buf()))
+    }
+
+    fn opened(settings: Settings, folder: Option<PathBuf>) -> Self {
         let mut waiting = Some(settings);
         let size = [1280.0 + 2.0 * MARGIN, 800.0 + 2.0 * MARGIN];
         let harness = Harness::builder().with_size(size).with_max_steps(16).build_ui_state(
             move |ui, app: &mut Option<App>| {
                 if let Some(settings) = waiting.take() {
-                    *app = App::with(ui.ctx(), settings).ok();
+                    *app = match folder.clone() {
+                        Some(folder) => App::within(ui.ctx(), settings, folder).ok(),
+                        None => App::with(ui.ctx(), settings).ok(),
+                    };
                 }
                 if let Some(app) = app {
                     app.draw_ui(ui);
@@ -78,8 +113,7 @@ impl Window {
 
     /// Does what a dialog would have led to.
     pub fn act(&mut self, action: Action) {
-        let ctx = self.harness.ctx.clone();
-        self.harness.state_mut().as_mut().expect("started").act(action, &ctx);
+        self.harness.state_mut().as_mut().expect("started").act(action);
         self.frame();
     }
 
@@ -89,8 +123,7 @@ impl Window {
     }
 
     pub fn drop_file(&mut self, path: PathBuf) {
-        let ctx = self.harness.ctx.clone();
-        self.harness.state_mut().as_mut().expect("started").dropped(&[path], &ctx);
+        self.harness.state_mut().as_mut().expect("started").dropped(&[path]);
         self.frame();
     }
 
@@ -119,9 +152,31 @@ impl Window {
         self.until("all jobs done", |state| state.session.jobs.is_empty());
     }
 
+    /// A click on what has this label, scrolled to where it is to be seen.
     pub fn click(&mut self, label: &str) {
+        self.harness.get_by_label(label).scroll_to_me();
+        self.frame();
         self.harness.get_by_label(label).click();
         self.frame();
+    }
+
+    /// Moves a slider or another control that is a number.
+    pub fn set(&mut self, label: &str, value: f64) {
+        self.harness.get_by_label(label).set_value_accesskit(value);
+        self.frame();
+    }
+
+    /// A key, once.
+    pub fn press(&mut self, key: Key) {
+        self.harness.key_press(key);
+        self.frame();
+    }
+
+    /// What is remembered, after it was closed.
+    pub fn close(mut self) -> Settings {
+        let mut stored = Stored::default();
+        self.save(&mut stored);
+        eframe::get_value(&stored, "settings").expect("what was stored")
     }
 
     /// The picture in the middle.

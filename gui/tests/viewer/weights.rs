@@ -1,6 +1,6 @@
 //! Weights by block, step and place, through the cards' controls.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use egui_kittest::kittest::Queryable as _;
 use scumble_gui::{
@@ -104,23 +104,25 @@ fn curves_change_the_picture_and_come_back_with_it() {
     window.harness.get_by_label(&format!("blueprint {}", text::EXPORT_CHANGES));
     window.harness.key_press(eframe::egui::Key::Escape);
     window.frame();
-    let styles = window.state().settings.styles.clone();
-    let file = folder.path().join("house.png");
+    assert_eq!(window.picture(), drawn);
+    comes_back(&mut window, folder.path());
+}
+
+/// Saves what is drawn, brings it back in a new window, and answers that, and the file.
+fn comes_back(window: &mut Window, folder: &Path) -> (Window, PathBuf) {
+    let file = folder.join("house.png");
     window.act(Action::SaveTo(file.clone()));
     window.until("the file", |_| file.is_file());
     let mut fresh = Window::open(Settings { live: false, ..settings(&[]) });
-    restore(&mut fresh, &file);
-    assert_eq!(fresh.state().settings.styles, styles);
-    assert_eq!(fresh.picture(), drawn);
-}
-
-fn restore(window: &mut Window, picture: &Path) {
     for name in ["blueprint", "riso"] {
-        window.drop_file(sample(&format!("adapters/{name}.safetensors")));
+        fresh.drop_file(sample(&format!("adapters/{name}.safetensors")));
     }
-    window.settle();
-    window.drop_file(picture.to_path_buf());
-    window.settle();
+    fresh.settle();
+    fresh.drop_file(file.clone());
+    fresh.settle();
+    assert_eq!(fresh.state().settings.styles, window.state().settings.styles);
+    assert_eq!(fresh.picture(), window.picture());
+    (fresh, file)
 }
 
 /// Paints a line on the picture, in shares of its sides, and waits for the picture that follows.
@@ -142,7 +144,7 @@ fn paint(window: &mut Window, style: usize, (from, to): ([f32; 2], [f32; 2])) {
     window.settle();
 }
 
-fn style_mask(window: &Window, index: usize) -> Option<std::path::PathBuf> {
+fn style_mask(window: &Window, index: usize) -> Option<PathBuf> {
     match style(window, index).place {
         Place::Painted { mask, .. } => mask,
         _ => None,
@@ -164,8 +166,7 @@ fn painted_masks_act_where_they_are_and_come_back() {
     // Guidance and many steps carry a change over the whole picture.
     let styles = settings(&[("blueprint", 0.0), ("riso", 0.0)]);
     let large = Settings { size: Some((128, 128)), steps: 2, cfg: Some(1.0), ..styles };
-    let mut window = Window::open(large);
-    window.harness.state_mut().as_mut().expect("started").keep_masks_in(folder.path().join("masks"));
+    let mut window = Window::open_within(large, folder.path());
     window.settle();
     let base = window.picture();
     set(&mut window, "blueprint weight", 1.0);
@@ -200,14 +201,7 @@ fn painted_masks_act_where_they_are_and_come_back() {
     assert_eq!(window.picture(), both);
 
     // Another size keeps it; the picture's file brings everything back while the mask is there.
-    let styles = window.state().settings.styles.clone();
-    let file = folder.path().join("house.png");
-    window.act(Action::SaveTo(file.clone()));
-    window.until("the file", |_| file.is_file());
-    let mut fresh = Window::open(Settings { live: false, ..settings(&[]) });
-    restore(&mut fresh, &file);
-    assert_eq!(fresh.state().settings.styles, styles);
-    assert_eq!(fresh.picture(), both);
+    let (mut fresh, file) = comes_back(&mut window, folder.path());
     std::fs::remove_file(mask.expect("a mask")).expect("to be removed");
     fresh.drop_file(file);
     fresh.settle();
