@@ -4,6 +4,7 @@
 //! do to it, `panels` draw it, and `app` does what has effects outside. `crash` reports what must not happen.
 
 mod app;
+pub mod arguments;
 mod background;
 pub mod crash;
 mod dialogs;
