@@ -180,7 +180,7 @@ pub struct ModelFacts {
     pub step_px: usize,
     /// The guidance it is used with.
     pub cfg_scale: f64,
-    /// Its blocks, as the overcook guard names them: `te`, `down.0`, …, `mid`, `up.0`, …
+    /// What a weight may have factors on: `te`, `in00`, `down.0`, …, `mid`, `up.0`, …
     pub blocks: Vec<String>,
     /// Counts a prompt's tokens as the model does.
     pub tokens: TokenCounter,

@@ -129,10 +129,17 @@ impl Loaded {
     }
 }
 
-/// What a weight may have factors on: the text encoders, and the network's blocks in the words of a weight.
+/// What a weight may have factors on: the text encoders, and the network's blocks in the words of a weight. `in00` is
+/// its first convolution, which is in no level; time embeddings and the last convolution have no word.
 fn blocks(levels: usize) -> Vec<String> {
     let side = |name: &'static str| (0..levels).map(move |level| format!("{name}.{level}"));
-    ["te".to_owned()].into_iter().chain(side("down")).chain(["mid".to_owned()]).chain(side("up")).collect()
+    ["te", "in00"]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(side("down"))
+        .chain(["mid".to_owned()])
+        .chain(side("up"))
+        .collect()
 }
 
 /// What a file is called in recipes.

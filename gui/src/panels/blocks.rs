@@ -21,7 +21,9 @@ pub(super) fn draw(ui: &mut Ui, view: &View<'_>, style: &mut Style) {
         return;
     };
     // Blocks as the original network counts them come after those of the model, if a picture has brought some.
-    let finer = |block: &&String| block.starts_with("in") || block.starts_with("out");
+    let finer = |block: &&String| {
+        (block.starts_with("in") || block.starts_with("out")) && !model.blocks.contains(block)
+    };
     let named_finer = style.blocks.keys().filter(finer);
     let blocks: Vec<String> = model.blocks.iter().chain(named_finer).cloned().collect();
     let mut bars: Vec<Bar> =

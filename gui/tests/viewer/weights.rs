@@ -41,7 +41,7 @@ fn bars_at_0_on_every_block_are_weight_0() {
     window.click("Split blueprint");
     window.click("Blocks blueprint");
     let blocks = window.state().session.model.as_ref().expect("a model").blocks.clone();
-    assert_eq!(blocks, ["te", "down.0", "down.1", "down.2", "mid", "up.0", "up.1", "up.2"]);
+    assert_eq!(blocks, ["te", "in00", "down.0", "down.1", "down.2", "mid", "up.0", "up.1", "up.2"]);
     for block in blocks.iter().skip(1) {
         let bar = format!("blueprint block {block}");
         assert_eq!(window.harness.get_by_label(&bar).value().as_deref(), Some("1.00"));
@@ -49,7 +49,7 @@ fn bars_at_0_on_every_block_are_weight_0() {
     }
     let without = window.picture();
     assert_ne!(without, first);
-    assert_eq!(words(&window, 0), "0.8,down.0=0,down.1=0,down.2=0,mid=0,up.0=0,up.1=0,up.2=0");
+    assert_eq!(words(&window, 0), "0.8,down.0=0,down.1=0,down.2=0,mid=0,up.0=0,up.1=0,up.2=0,in00=0");
     press(&mut window, "Reset Blocks blueprint");
     assert_eq!(window.picture(), first);
     assert_eq!(set(&mut window, "blueprint picture", 0.0), without, "bit for bit");
