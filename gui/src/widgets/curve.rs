@@ -67,13 +67,13 @@ impl Frame {
 pub fn show(ui: &mut Ui, curve: &mut Curve<'_>) -> bool {
     let id = ui.scope_id().with(("curve", &curve.label));
     let (outer, ground) = ui.allocate_exact_size(vec2(ui.available_width(), 96.0), Sense::click());
-    let ground = ground.on_hover_text(text::STEPS_HINT).on_hover_cursor(CursorIcon::Crosshair);
+    let ground = ground.on_hover_cursor(CursorIcon::Crosshair);
     ground.widget_info(|| egui::WidgetInfo::labeled(egui::accesskit::Role::Group, true, &curve.label));
     let frame = Frame::around(outer, curve.knots);
     paint(ui, outer, &frame, curve);
     let before = curve.knots.clone();
     let mut chosen = ui.data(|data| data.get_temp::<usize>(id)).unwrap_or(0);
-    let mut removed = None;
+    let (mut removed, mut split) = (None, None);
     for index in 0..curve.knots.len() {
         let response = point(ui, id, &frame, (curve, index));
         if response.has_focus() {
@@ -83,17 +83,27 @@ pub fn show(ui: &mut Ui, curve: &mut Curve<'_>) -> bool {
         if response.secondary_clicked() || deleted {
             removed = Some(index);
         }
+        if response.has_focus() && index + 1 < curve.knots.len() && ui.input(|i| i.key_pressed(Key::Insert)) {
+            split = Some(index);
+        }
     }
     if let Some(index) = removed.filter(|_| curve.knots.len() > 2) {
         curve.knots.remove(index);
-    } else if ground.clicked()
+    } else if let Some(index) = split {
+        let (here, next) = (curve.knots[index], curve.knots[index + 1]);
+        let middle = ((here.0 + next.0) / 2.0, (here.1 + next.1) / 2.0);
+        chosen = add(curve.knots, middle);
+    } else if ground.double_clicked()
         && let Some(at) = ground.interact_pointer_pos()
     {
         chosen = add(curve.knots, frame.knot(at));
+        // Arrows and Delete go to it.
+        ui.memory_mut(|memory| memory.request_focus(id.with(chosen)));
     }
     chosen = chosen.min(curve.knots.len().saturating_sub(1));
     ui.data_mut(|data| data.insert_temp(id, chosen));
     numbers(ui, curve, chosen);
+    crate::theme::caption(ui, text::STEPS_HINT);
     *curve.knots != before
 }
 
