@@ -1,6 +1,6 @@
 //! The blend: styles, the pad to mix them on, and whether it is too much.
 
-use eframe::egui::{self, RichText, ScrollArea, Sense, Stroke, Ui, vec2};
+use eframe::egui::{self, Panel, RichText, ScrollArea, Sense, Stroke, Ui, vec2};
 use scumble::adapter::guard::{BlendReport, LIMIT};
 
 use super::{View, styles};
@@ -11,6 +11,10 @@ use crate::{
     theme::{self, Palette},
     widgets::pad,
 };
+
+/// What the mixing pad takes of the panel's height, and what it is at least and at most.
+const PAD_SHARE: f32 = 0.15;
+const PAD: std::ops::RangeInclusive<f32> = 84.0..=132.0;
 
 pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
     ui.horizontal(|ui| {
@@ -25,27 +29,39 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
         });
     });
     ui.add_space(4.0);
-    let height = ui.available_height() - 40.0;
+    let pad = (ui.available_height() * PAD_SHARE).clamp(*PAD.start(), *PAD.end());
     let mut changed = false;
-    ScrollArea::vertical().max_height(height).auto_shrink([false, false]).show(ui, |ui| {
-        changed |= styles::draw(ui, view);
-        changed |= mixing(ui, view.state.settings.styles.as_deref_mut().unwrap_or_default());
-        ui.add_space(6.0);
-        ui.horizontal(|ui| {
-            theme::caption(ui, text::METER);
-            ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
-                let response = ui.checkbox(&mut view.state.settings.normalize, text::NORMALIZE);
-                changed |= response.on_hover_text(text::NORMALIZE_HINT).changed();
-            });
-        });
-        if let Some(report) = &view.state.session.report {
-            meter(ui, report);
-        }
+    // However many cards there are, what is below them is to be seen.
+    let below = Panel::bottom("below the styles").resizable(false).show_separator_line(false);
+    below.frame(egui::Frame::NONE).show(ui, |ui| {
+        changed |= mixing(ui, pad, view.state.settings.styles.as_deref_mut().unwrap_or_default());
+        changed |= overcooked(ui, view);
+        export(ui, view);
     });
+    ScrollArea::vertical().auto_shrink([false, false]).show(ui, |ui| changed |= styles::draw(ui, view));
     if changed {
         view.act(Action::Changed);
     }
-    ui.add_space(6.0);
+}
+
+/// Whether it is too much, and what may be done about it. True if that was changed.
+fn overcooked(ui: &mut Ui, view: &mut View<'_>) -> bool {
+    let mut changed = false;
+    ui.horizontal(|ui| {
+        theme::caption(ui, text::METER);
+        ui.with_layout(egui::Layout::right_to_left(egui::Align::Center), |ui| {
+            let response = ui.checkbox(&mut view.state.settings.normalize, text::NORMALIZE);
+            changed = response.on_hover_text(text::NORMALIZE_HINT).changed();
+        });
+    });
+    if let Some(report) = &view.state.session.report {
+        meter(ui, report);
+    }
+    changed
+}
+
+fn export(ui: &mut Ui, view: &mut View<'_>) {
+    ui.add_space(4.0);
     let any = view.state.settings.styles.iter().flatten().any(|style| style.on);
     let pressed = ui.add_enabled_ui(any, |ui| {
         ui.add_sized([ui.available_width(), 28.0], egui::Button::new(text::EXPORT)).clicked()
@@ -56,7 +72,7 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
 }
 
 /// The pad, if there are styles enough and not too many.
-fn mixing(ui: &mut Ui, styles: &mut [Style]) -> bool {
+fn mixing(ui: &mut Ui, height: f32, styles: &mut [Style]) -> bool {
     let mixed: Vec<usize> = (0..styles.len()).filter(|i| styles[*i].on).collect();
     if !(2..=4).contains(&mixed.len()) {
         return false;
@@ -64,7 +80,7 @@ fn mixing(ui: &mut Ui, styles: &mut [Style]) -> bool {
     theme::caption(ui, text::PAD);
     let names: Vec<String> = mixed.iter().map(|i| styles[*i].name()).collect();
     let weights: Vec<f64> = mixed.iter().map(|i| styles[*i].weight).collect();
-    let (_, moved) = pad::show(ui, &names, &weights);
+    let (_, moved) = pad::show(ui, height, (&names, &weights));
     let Some(shares) = moved else { return false };
     for (index, share) in mixed.into_iter().zip(shares) {
         // What is typed has two digits, too.
@@ -100,7 +116,7 @@ fn meter(ui: &mut Ui, report: &BlendReport) {
 }
 
 fn bars(ui: &mut Ui, loads: &[(&str, f64)], palette: Palette) {
-    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 40.0), Sense::hover());
+    let (rect, response) = ui.allocate_exact_size(vec2(ui.available_width(), 36.0), Sense::hover());
     let painter = ui.painter_at(rect);
     let width = rect.width() / loads.len().max(1) as f32;
     // The limit is at two thirds of the height.

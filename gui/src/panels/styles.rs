@@ -38,6 +38,8 @@ fn card(ui: &mut Ui, view: &mut View<'_>, index: usize, style: &mut Style) {
     let name = style.name();
     theme::card(ui).show(ui, |ui| {
         ui.set_width(ui.available_width());
+        // Three of them are to be seen in a window of the usual size.
+        ui.spacing_mut().item_spacing.y = 4.0;
         ui.horizontal(|ui| {
             let on = ui.checkbox(&mut style.on, "");
             named(on, format!("{name} {}", text::ON));
@@ -61,21 +63,25 @@ fn card(ui: &mut Ui, view: &mut View<'_>, index: usize, style: &mut Style) {
         });
         ui.horizontal(|ui| {
             cover(ui, view, style);
-            if let Some(card) = view.state.session.cards.get(&style.path).cloned() {
-                facts(ui, view, &card, &name);
-            }
+            ui.vertical(|ui| {
+                (ui.spacing_mut().item_spacing.y, ui.spacing_mut().interact_size.y) = (2.0, 18.0);
+                if let Some(card) = view.state.session.cards.get(&style.path).cloned() {
+                    facts(ui, view, &card, &name);
+                }
+                parts(ui, view, style);
+            });
         });
         let label = if style.text_weight.is_some() { text::WEIGHT_UNET } else { text::WEIGHT };
         weight(ui, &mut style.weight, &name, label);
         if let Some(text_weight) = &mut style.text_weight {
             weight(ui, text_weight, &name, text::WEIGHT_TEXT);
         }
-        unfolding(ui, view, (index, style));
+        unfolded(ui, view, (index, style));
     });
 }
 
-/// What the weight is beyond a number, each part unfolded by its button.
-fn unfolding(ui: &mut Ui, view: &mut View<'_>, (index, style): (usize, &mut Style)) {
+/// Buttons that unfold what the weight is beyond a number.
+fn parts(ui: &mut Ui, view: &mut View<'_>, style: &Style) {
     let name = style.name();
     let parts = [
         (Part::Blocks, text::BLOCKS, text::BLOCKS_HINT, !style.blocks.is_empty()),
@@ -89,6 +95,8 @@ fn unfolding(ui: &mut Ui, view: &mut View<'_>, (index, style): (usize, &mut Styl
     ];
     ui.horizontal(|ui| {
         ui.spacing_mut().item_spacing.x = 4.0;
+        ui.spacing_mut().interact_size.y = 22.0;
+        ui.spacing_mut().button_padding = vec2(6.0, 2.0);
         for (part, title, hint, in_use) in parts {
             let key = (style.path.clone(), part);
             let open = view.state.session.unfolded.contains(&key);
@@ -103,6 +111,10 @@ fn unfolding(ui: &mut Ui, view: &mut View<'_>, (index, style): (usize, &mut Styl
             }
         }
     });
+}
+
+/// Those parts.
+fn unfolded(ui: &mut Ui, view: &mut View<'_>, (index, style): (usize, &mut Style)) {
     let open = |part| view.state.session.unfolded.contains(&(style.path.clone(), part));
     let (blocks, steps, place) = (open(Part::Blocks), open(Part::Steps), open(Part::Place));
     if blocks {

@@ -11,7 +11,7 @@ use crate::{
     logic::{Action, Dialog},
     state::{Tab, ThemeChoice},
     text,
-    theme::Palette,
+    theme::{Palette, caption},
     widgets::named,
 };
 
@@ -47,6 +47,7 @@ fn theme(ui: &mut Ui, choice: &mut ThemeChoice) {
         }
     });
     named(response.response, text::THEME);
+    caption(ui, text::THEME);
 }
 
 fn model(ui: &mut Ui, view: &mut View<'_>) {

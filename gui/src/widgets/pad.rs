@@ -48,9 +48,9 @@ pub fn point(weights: &[f64]) -> Pos2 {
 }
 
 /// Shows the pad; answers the new shares while the point is moved.
-pub fn show(ui: &mut Ui, names: &[String], weights: &[f64]) -> (Response, Option<Vec<f64>>) {
-    let width = ui.available_width();
-    let (outer, mut response) = ui.allocate_exact_size(vec2(width, 132.0), Sense::click_and_drag());
+pub fn show(ui: &mut Ui, height: f32, (names, weights): (&[String], &[f64])) -> (Response, Option<Vec<f64>>) {
+    let size = vec2(ui.available_width(), height);
+    let (outer, mut response) = ui.allocate_exact_size(size, Sense::click_and_drag());
     let palette = Palette::of(ui);
     let square = outer.shrink2(vec2(18.0, 26.0));
     let now = point(weights);

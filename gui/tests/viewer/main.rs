@@ -3,6 +3,7 @@
 mod again;
 mod draw;
 mod kept;
+mod mended;
 mod names;
 mod pictures;
 mod support;
