@@ -17,9 +17,10 @@ use std::{
 use image::GrayImage;
 
 pub use blocks::{Block, Blocks};
-pub use curve::Curve;
-pub use region::{Masks, Region};
+pub use curve::{Curve, MAX_WEIGHT};
+pub use region::{Half, Masks, Region};
 
+use super::NameTable;
 use crate::{
     error::Result,
     nn::{LayerPath, Part},

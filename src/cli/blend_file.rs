@@ -84,17 +84,14 @@ impl BlendFile {
 
 impl Entry {
     fn parse(self, folder: &Path) -> Result<LoraArg> {
-        let regions = [self.mask.map(|m| ("mask", m)), self.outside.map(|m| ("outside", m))];
-        let region = match regions {
-            [Some(_), Some(_)] => return Err(Error::invalid("has a `mask` and an `outside`, expected one")),
-            [mask, outside] => mask.or(outside),
+        let region = match (self.mask, self.outside) {
+            (Some(_), Some(_)) => {
+                return Err(Error::invalid("has a `mask` and an `outside`, expected one"));
+            }
+            (Some(file), None) => format!("@{}", Region::mask(folder.join(file), false)),
+            (None, Some(file)) => format!("@{}", Region::mask(folder.join(file), true)),
+            (None, None) => String::new(),
         };
-        let region = region.map(|(key, file)| -> Result<String> {
-            let mut region = Region::parse(&format!("{key}=here"))?;
-            region.set_file(folder.join(file));
-            Ok(format!("@{region}"))
-        });
-        let region = region.transpose()?.unwrap_or_default();
         let mut items = Vec::new();
         let whole = self.unet.is_none();
         if let Some(weight) = &self.weight {

@@ -1,8 +1,10 @@
 //! A card's controls as the strength the library takes, and back.
 
+use std::path::Path;
+
 use scumble::adapter::{
     Curve, Strength,
-    strength::{Blocks, Region},
+    strength::{Blocks, Half, Region},
 };
 
 use crate::state::{Knots, Place, Style};
@@ -103,32 +105,23 @@ fn blocks(style: &Style) -> Blocks {
 }
 
 fn region(place: &Place) -> Option<Region> {
-    let words = match place {
+    Some(match place {
         Place::Everywhere | Place::Painted { mask: None, .. } => return None,
-        Place::Left => "left",
-        Place::Right => "right",
-        Place::Top => "top",
-        Place::Bottom => "bottom",
-        Place::Painted { outside: false, .. } => "mask=here",
-        Place::Painted { outside: true, .. } => "outside=here",
-    };
-    let mut region = Region::parse(words).ok()?;
-    if let Place::Painted { mask: Some(file), .. } = place {
-        region.set_file(file.clone());
-    }
-    Some(region)
+        Place::Left => Region::half(Half::Left),
+        Place::Right => Region::half(Half::Right),
+        Place::Top => Region::half(Half::Top),
+        Place::Bottom => Region::half(Half::Bottom),
+        Place::Painted { mask: Some(file), outside } => Region::mask(file, *outside),
+    })
 }
 
 fn place(region: &Region) -> Place {
-    let words = region.to_string();
-    match (region.file(), words.as_str()) {
-        (Some(file), words) => {
-            Place::Painted { mask: Some(file.to_path_buf()), outside: words.starts_with("outside") }
-        }
-        (None, "left") => Place::Left,
-        (None, "right") => Place::Right,
-        (None, "top") => Place::Top,
-        (None, _) => Place::Bottom,
+    match region.as_half() {
+        None => Place::Painted { mask: region.file().map(Path::to_path_buf), outside: region.is_outside() },
+        Some(Half::Left) => Place::Left,
+        Some(Half::Right) => Place::Right,
+        Some(Half::Top) => Place::Top,
+        Some(Half::Bottom) => Place::Bottom,
     }
 }
 

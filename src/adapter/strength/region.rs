@@ -29,11 +29,16 @@ enum Source {
     Half(Half),
 }
 
+/// Half of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Half {
+pub enum Half {
+    /// The left one.
     Left,
+    /// The right one.
     Right,
+    /// The upper one.
     Top,
+    /// The lower one.
     Bottom,
 }
 
@@ -48,25 +53,52 @@ pub type Masks = BTreeMap<usize, Vec<f32>>;
 const RESOLUTIONS: usize = 6;
 
 impl Region {
+    /// Half of the picture.
+    pub fn half(half: Half) -> Self {
+        Self::new(Source::Half(half))
+    }
+
+    /// Where a picture is white; where it is black if `outside`.
+    pub fn mask(path: impl Into<PathBuf>, outside: bool) -> Self {
+        Self::new(Source::File { path: path.into(), outside })
+    }
+
+    fn new(source: Source) -> Self {
+        Self { source, picture: None, masks: None }
+    }
+
     /// What stands behind `@`: `mask=FILE`, `outside=FILE`, `left`, `right`, `top` or `bottom`.
     ///
     /// # Errors
     /// If it is something else.
     pub fn parse(words: &str) -> Result<Self> {
         let (key, value) = words.split_once('=').unwrap_or((words, ""));
-        let source = match (key.trim(), value.trim()) {
+        let region = match (key.trim(), value.trim()) {
             ("mask" | "outside", "" | "\"\"") => {
                 return Err(Error::invalid(format!("`@{key}=` names no picture")));
             }
-            ("mask", path) => Source::File { path: unquote(path).into(), outside: false },
-            ("outside", path) => Source::File { path: unquote(path).into(), outside: true },
+            ("mask", path) => Self::mask(unquote(path), false),
+            ("outside", path) => Self::mask(unquote(path), true),
             (name, "") => match HALVES.iter().find(|(n, _)| *n == name) {
-                Some((_, half)) => Source::Half(*half),
+                Some((_, half)) => Self::half(*half),
                 None => return Err(unknown(name)),
             },
             (name, _) => return Err(unknown(name)),
         };
-        Ok(Self { source, picture: None, masks: None })
+        Ok(region)
+    }
+
+    /// The half it is, if it is one.
+    pub fn as_half(&self) -> Option<Half> {
+        match self.source {
+            Source::Half(half) => Some(half),
+            Source::File { .. } => None,
+        }
+    }
+
+    /// True if it acts where its mask is black.
+    pub fn is_outside(&self) -> bool {
+        matches!(self.source, Source::File { outside: true, .. })
     }
 
     /// The mask's file, if there is one.
