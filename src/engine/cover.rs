@@ -2,15 +2,14 @@
 
 use std::path::Path;
 
-use image::{RgbImage, imageops};
+use image::RgbImage;
 
 use crate::{
     adapter::format::folder,
     dataset::{Limits, decode},
+    pipeline::sheet,
 };
 
-/// Endings of pictures beside adapters.
-const ENDINGS: [&str; 4] = ["png", "jpg", "jpeg", "webp"];
 /// Where Stability's metadata have a picture, as a `data:` URL (<https://github.com/Stability-AI/ModelSpec>).
 const INSIDE: &str = "modelspec.thumbnail";
 /// Pictures beyond this are no previews.
@@ -22,17 +21,13 @@ const SIDE_PX: u32 = 160;
 /// keep them), or the one in its metadata. Pictures that are broken count as none.
 pub fn cover(adapter: &Path) -> Option<RgbImage> {
     let picture = beside(adapter).or_else(|| inside(adapter))?;
-    let (width, height) = picture.dimensions();
-    let longest = width.max(height);
-    if longest <= SIDE_PX {
-        return Some(picture);
-    }
-    let side = |length: u32| (u64::from(length) * u64::from(SIDE_PX) / u64::from(longest)).max(1) as u32;
-    Some(imageops::thumbnail(&picture, side(width), side(height)))
+    Some(sheet::small(&picture, SIDE_PX).into_owned())
 }
 
+/// Of several the first by ending, as [`decode::EXTENSIONS`] has them; of one ending the one named a preview.
 fn beside(adapter: &Path) -> Option<RgbImage> {
-    let names = ENDINGS.iter().flat_map(|ending| [format!("preview.{ending}"), (*ending).to_owned()]);
+    let endings = decode::EXTENSIONS.iter();
+    let names = endings.flat_map(|ending| [format!("preview.{ending}"), (*ending).to_owned()]);
     let files = names.map(|ending| adapter.with_extension(ending)).filter(|path| path.is_file());
     files.filter_map(|path| decode::read(&path, &LIMITS).ok()).map(|picture| picture.pixels).next()
 }
@@ -95,10 +90,14 @@ mod tests {
         assert_eq!(cover(&adapter), None);
         std::fs::write(dir.path().join("ink.v2.preview.png"), b"\x89PNG\r\n").expect("written");
         assert_eq!(cover(&adapter), None, "broken");
-        let wide = RgbImage::from_pixel(640, 320, Rgb([9, 8, 7]));
-        wide.save(dir.path().join("ink.v2.png")).expect("written");
-        let found = cover(&adapter).expect("a picture");
-        assert_eq!((found.dimensions(), found.get_pixel(80, 40)), ((160, 80), &Rgb([9, 8, 7])));
+        let put = |ending: &str, grey| {
+            let wide = RgbImage::from_pixel(640, 320, Rgb([grey; 3]));
+            wide.save(dir.path().join(format!("ink.v2.{ending}"))).expect("written");
+            let found = cover(&adapter).expect("a picture");
+            (found.dimensions(), found.get_pixel(80, 40)[0])
+        };
+        assert_eq!(put("bmp", 9), ((160, 80), 9));
+        assert_eq!(put("png", 8), ((160, 80), 8), "before the other");
         assert_eq!(base64("aGk+Lw=="), Some(b"hi>/".to_vec()));
         Ok(())
     }
