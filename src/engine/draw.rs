@@ -1,6 +1,6 @@
 //! Drawing, with the picture to be seen from the first step on.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::{
     Draw, Event, Mix, Picture,
@@ -16,6 +16,8 @@ use crate::{
 
 /// More adapters than this are not looked through for overlap: it takes time.
 const COMPARED: usize = 4;
+/// Time between previews: nobody is shown more than thirty a second, and each takes a while to colour.
+const PREVIEW_EVERY: Duration = Duration::from_millis(33);
 
 impl Worker {
     pub fn draw(&mut self, Draw { mix, mut request, .. }: Draw, task: Task<'_>) -> Result<()> {
@@ -69,6 +71,20 @@ impl Loaded {
         &mut self,
         request: &GenerateRequest,
         recipe: &Recipe,
+/// Which previews of a job are worth making: the first at once, then one every [`PREVIEW_EVERY`].
+#[derive(Debug, Default)]
+struct Pace(Option<Instant>);
+
+impl Pace {
+    fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.0.is_none_or(|last| now.saturating_duration_since(last) >= PREVIEW_EVERY);
+        if due {
+            self.0 = Some(now);
+        }
+        due
+    }
+}
+
         task: Task<'_>,
         finished: &mut dyn FnMut(Picture),
     ) -> Result<()> {
@@ -78,9 +94,12 @@ impl Loaded {
         let mut observer = |event: &progress::Event<'_>| match event {
             progress::Event::Preview { step, latents } => {
                 // A preview that cannot be made is no reason to stop.
-                if let Ok(picture) = colours.picture(latents) {
+                if pace.is_due(Instant::now())
+                    && let Ok(picture) = colours.picture(latents)
+                {
                     task.send(Event::Preview { job: task.id, step: *step, picture });
                 }
+        let mut pace = Pace::default();
             }
             other => {
                 if let Some(event) = told(task.id, other) {
@@ -110,5 +129,20 @@ impl Loaded {
         let report = self.pipeline.blend_report()?;
         task.send(Event::Blend(task.id, Box::new(report)));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_preview_is_made_and_thirty_a_second() {
+        let (start, mut pace) = (Instant::now(), Pace::default());
+        let mut due = |ms: u64| pace.is_due(start + Duration::from_millis(ms));
+        assert!(due(0), "the first of a job");
+        let made = (1..1000).filter(|ms| due(*ms)).count();
+        assert_eq!(made, 30);
+        assert!(due(5000) && !due(5001), "slow steps are all shown, and give no credit");
     }
 }
