@@ -302,6 +302,12 @@ fn outputs_whose_names_mislead() {
             ["expected the name of a folder, found `.safetensors`", "hint: write to c"],
         ),
         (
+    let butterfly = [("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.oft_blocks", {
+        TensorView::new(Dtype::F32, vec![2, 40, 2, 2], &bytes[..4 * 2 * 40 * 4]).unwrap()
+    })];
+    put(root, "boft.safetensors", safetensors::serialize(butterfly, None).unwrap());
+    let family = "hint: choose a model of the adapter's family with `--model`";
+    refused(root, &["generate", "a cat", "--lora", "boft.safetensors"], &["the butterfly blocks", family]);
             &["bake", "--model", "mini", "-l", "a.safetensors", "-o", "c.ckpt"],
             [
                 "expected the name of a folder, found `.ckpt`",

@@ -65,7 +65,7 @@ impl Sparse {
         let (size, expected) =
             (Self::numbers(&self.size)?, [shape[0] as i64, shape[1..].iter().product::<usize>() as i64]);
         if size != expected {
-            return Err(Error::invalid(format!(
+            return Err(super::misfit(format!(
                 "`.bias_size` is {size:?}, expected {expected:?} for the model's weight {shape:?}"
             )));
         }

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{Algorithm, Delta, Stored, rotation};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// W' = Bₘ … B₁ B₀ W (<https://arxiv.org/abs/2311.06243>), where Bᵢ rotates, in blocks of b, rows 2ⁱ · b / 2 apart; then
 /// scaled by `rescale`. The strength acts on each factor.
@@ -78,7 +78,7 @@ impl Algorithm for Boft {
             _ => false,
         };
         if !fits {
-            return Err(Error::invalid(format!(
+            return Err(super::misfit(format!(
                 "the butterfly blocks {:?} are not [m, n, b, b] with b even, n · b = {} (the outputs of the model's \
                  weight {shape:?}) and a multiple of b · 2^(m-1)",
                 self.blocks.dims(),

@@ -51,7 +51,7 @@ impl MagnitudeAxis {
             _ => None,
         };
         axis.ok_or_else(|| {
-            Error::invalid(format!(
+            super::misfit(format!(
                 "the DoRA magnitude has shape {dims:?}, expected one value for each of the {outputs} outputs or \
                  {inputs} inputs of the model's weight {shape:?}"
             ))
@@ -174,7 +174,7 @@ impl Algorithm for Dora {
         }
         let expected = shape.get(usize::from(self.axis == MagnitudeAxis::Input)).copied().unwrap_or(0);
         if self.magnitude.elem_count() != expected {
-            return Err(Error::invalid(format!(
+            return Err(super::misfit(format!(
                 "the DoRA magnitude has shape {:?}, expected {expected} values for the model's weight {shape:?}",
                 self.magnitude.dims()
             )));

@@ -144,7 +144,7 @@ impl Algorithm for Glora {
             return math::check_alpha(self.alpha, r);
         }
         let core = self.core.as_ref().map(|c| format!(", bm {:?}", c.dims())).unwrap_or_default();
-        Err(Error::invalid(format!(
+        Err(super::misfit(format!(
             "the GLoRA factors (a1 {:?}, a2 {:?}, b1 {:?}, b2 {:?}{core}) do not fit the model's weight {shape:?}",
             self.a1.dims(),
             self.a2.dims(),

@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 
 use super::{Algorithm, Delta, Stored, math};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// W' = W ⊙ (1 + m · w) along outputs or inputs (<https://arxiv.org/abs/2205.05638>).
 #[derive(Debug, Clone)]
@@ -60,7 +60,7 @@ impl Algorithm for Ia3 {
         if shape.get(along).is_some_and(|n| *n == self.scale.elem_count()) {
             return Ok(());
         }
-        Err(Error::invalid(format!(
+        Err(super::misfit(format!(
             "the IA³ factors {:?} are not one for each of the {what} of the model's weight {shape:?}",
             self.scale.dims()
         )))

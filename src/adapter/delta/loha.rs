@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{Algorithm, Delta, Stored, math};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// ΔW = alpha / r · M₁ ⊙ M₂ (FedPara, <https://arxiv.org/abs/2108.06098>; LyCORIS, <https://arxiv.org/abs/2309.14859>).
 #[derive(Debug, Clone)]
@@ -108,7 +108,7 @@ impl HadamardFactor {
             return Ok(());
         }
         let core = core.map(|c| format!(", `{core_name}` {c:?}")).unwrap_or_default();
-        Err(Error::invalid(format!(
+        Err(super::misfit(format!(
             "the factors (`{a_name}` {a:?}, `{b_name}` {b:?}{core}) do not fit the model's weight {shape:?}"
         )))
     }

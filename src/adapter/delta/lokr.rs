@@ -113,7 +113,7 @@ impl Algorithm for LoKr {
 
     fn check(&self, shape: &[usize]) -> Result<()> {
         if !matches!(shape.len(), 2 | 4) {
-            return Err(Error::invalid(format!("LoKr does not fit the model's weight {shape:?}")));
+            return Err(super::misfit(format!("LoKr does not fit the model's weight {shape:?}")));
         }
         self.first.check(NAMES[0])?;
         self.second.check(NAMES[1])?;
@@ -122,7 +122,7 @@ impl Algorithm for LoKr {
         // n2 is I₂ · kh · kw.
         let kernel_fits = self.second.kernel().is_none_or(|k| *k == *shape.get(2..).unwrap_or_default());
         if o1 * o2 != shape[0] || n1 * n2 != shape[1] * kernel || n2 % kernel != 0 || !kernel_fits {
-            return Err(Error::invalid(format!(
+            return Err(super::misfit(format!(
                 "the factors ({o1} × {n1} and {o2} × {n2}) make {} × {}, the model's weight is {shape:?}",
                 o1 * o2,
                 n1 * n2

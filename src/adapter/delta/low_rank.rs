@@ -71,7 +71,7 @@ impl LowRank {
             return Ok(());
         }
         let mid = self.mid.as_ref().map(|m| format!(", mid {:?}", m.dims())).unwrap_or_default();
-        Err(Error::invalid(format!(
+        Err(super::misfit(format!(
             "the factors (up {:?}{mid}, down {:?}) do not fit the model's weight {shape:?}",
             self.up.dims(),
             self.down.dims()

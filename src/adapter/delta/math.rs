@@ -154,7 +154,7 @@ pub(super) fn check_same_weight(suffix: &str, dims: &[usize], shape: &[usize]) -
     if plain(dims) == plain(shape) {
         return Ok(());
     }
-    Err(Error::invalid(format!("`{suffix}` has shape {dims:?}, the model's weight is {shape:?}")))
+    Err(super::misfit(format!("`{suffix}` has shape {dims:?}, the model's weight is {shape:?}")))
 }
 
 /// A vector with one value an output channel.
@@ -162,7 +162,7 @@ pub(super) fn check_bias(suffix: &str, dims: &[usize], shape: &[usize]) -> Resul
     if dims == &shape[..1] {
         return Ok(());
     }
-    Err(Error::invalid(format!(
+    Err(super::misfit(format!(
         "`{suffix}` has shape {dims:?}, expected [{}], the outputs of the model's weight {shape:?}",
         shape[0]
     )))

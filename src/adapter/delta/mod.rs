@@ -272,6 +272,14 @@ impl Delta {
     }
 }
 
+/// What to do about an adapter whose shapes are another model's.
+pub(super) const OTHER_FAMILY: &str = "choose a model of the adapter's family with `--model`";
+
+/// The refusal of tensors that do not go with the model's weight.
+fn misfit(message: String) -> Error {
+    Error::invalid(message).with_hint(OTHER_FAMILY)
+}
+
 /// The refusal of algorithms that need W to say what they add to it.
 fn depends_on_base(algorithm: &str) -> Error {
     Error::invalid(format!("{algorithm} depends on the base weight, so it has no delta of its own"))

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::{Algorithm, Delta, Full, Stored, math};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// γ' = γ + m · `w_norm`, β' = β + m · `b_norm`: a full difference by other names.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl Algorithm for Norm {
 
     fn check(&self, shape: &[usize]) -> Result<()> {
         if shape.len() != 1 {
-            return Err(Error::invalid(format!(
+            return Err(super::misfit(format!(
                 "`.w_norm` and `.b_norm` are for normalisations, the model's weight here is {shape:?}"
             )));
         }

@@ -136,7 +136,7 @@ impl Algorithm for Oft {
         match self.blocks.dims() {
             [n, b, columns] if b == columns && n * b == shape[0] => {}
             dims => {
-                return Err(Error::invalid(format!(
+                return Err(super::misfit(format!(
                     "the rotation blocks {dims:?} are not [n, b, b] with n · b = {}, the outputs of the model's \
                      weight {shape:?}",
                     shape[0]

@@ -64,7 +64,7 @@ impl OftV2 {
     }
 
     fn refuse(&self, shape: &[usize]) -> Error {
-        Error::invalid(format!(
+        super::misfit(format!(
             "`.oft_R.weight` has shape {:?}, expected [n, b · (b - 1) / 2] with n · b (or b alone, if n = 1) filling \
              the inputs of the model's weight {shape:?}",
             self.skew.dims()

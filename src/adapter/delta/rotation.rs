@@ -97,7 +97,7 @@ pub(super) fn rescaled(weight: &Tensor, rescale: Option<&Tensor>, strength: f64)
 /// A rescale's length.
 pub(super) fn check_rescale(rescale: Option<&Tensor>, shape: &[usize]) -> Result<()> {
     match rescale {
-        Some(t) if t.elem_count() != shape[0] => Err(Error::invalid(format!(
+        Some(t) if t.elem_count() != shape[0] => Err(super::misfit(format!(
             "`.rescale` has shape {:?}, expected one value for each output of the model's weight {shape:?}",
             t.dims()
         ))),

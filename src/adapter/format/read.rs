@@ -18,6 +18,7 @@ use super::{
 use crate::{
     adapter::{
         Adapter, Delta, Lineage, LoadReport, Metadata, Survey, Unmatched,
+        delta::OTHER_FAMILY,
         embedding::{BUNDLE, Bundle},
         report::Reason,
         survey::SurveyedModule,
@@ -59,7 +60,7 @@ pub(crate) fn read_opened(
         && found != wanted
     {
         return Err(Error::invalid(format!("this adapter was trained for {found}, the model is {wanted}"))
-            .with_hint("choose a model of the adapter's family with `--model`"));
+            .with_hint(OTHER_FAMILY));
     }
     let context = Context::new(&metadata, options)?;
     let mut report = sorted.report();
