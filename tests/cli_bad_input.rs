@@ -231,7 +231,8 @@ fn files_that_are_not_there() {
     let listed = scumble(root).args(["library", "loras"]).assert().success().stdout(contains("riso"));
     listed
         .stderr(contains("old.pt: not read: a pickle can run any code"))
-        .stderr(contains("nothing.safetensors: is no adapter: it has no tensors"));
+        .stderr(contains("nothing.safetensors: is no adapter: it has no tensors"))
+        .stderr(contains("1 of 4 files shown"));
     let empty = scumble(root).args(["library", "pictures"]).assert().success();
     empty.stderr(contains("there are no adapters in pictures"));
 }

@@ -79,19 +79,18 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         library.entries.iter().take(shown).for_each(|e| console.data(&as_json(e, &args.folder).to_string()));
         return Ok(());
     }
-    list(&library.entries[..library.entries.len().min(shown)], context);
-    let found = library.entries.len();
+    let shown = list(&library.entries[..library.entries.len().min(shown)], context);
     let remembered = files - library.read;
     if files == 0 {
         context.console.note(&format!("there are no adapters in {} and its folders", args.folder.display()));
         return Ok(());
     }
-    context.console.note(&format!("{found} of {files} files shown, {remembered} remembered from before"));
+    context.console.note(&format!("{shown} of {files} files shown, {remembered} remembered from before"));
     Ok(())
 }
 
-/// A table of the adapters, then the files that are none.
-fn list(entries: &[Entry], context: &Context) {
+/// A table of the adapters, then the files that are none. How many adapters there are.
+fn list(entries: &[Entry], context: &Context) -> usize {
     let console = &context.console;
     let rows: Vec<[String; 6]> =
         entries.iter().filter_map(|e| Some(row(e, e.content.as_ref().ok()?))).collect();
@@ -111,6 +110,7 @@ fn list(entries: &[Entry], context: &Context) {
             console.note(&format!("warning: {}: {reason}", entry.path.display()));
         }
     }
+    rows.len()
 }
 
 fn row(entry: &Entry, card: &Card) -> [String; 6] {
