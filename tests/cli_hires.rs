@@ -18,7 +18,9 @@ fn a_second_pass_enlarges_and_is_repeated_from_its_recipe() {
     let dir = TempDir::new().unwrap();
     let root = dir.path();
     let draw = ["generate", "cat, flat icon", "--size", "64x64", "--steps", "3", "--seed", "7"];
-    scumble(root).args(draw).args(["--hires", "1.5", "--hires-steps", "4"]).assert().success();
+    let twice = scumble(root).args(draw).args(["--hires", "1.5", "--hires-steps", "4", "--json"]).assert();
+    // All of its steps are done, as the web UI has it.
+    twice.success().stdout(contains(r#""stage":"sample","done":7,"total":7"#));
     let open = |name: &str| image::open(root.join(name)).unwrap().into_rgb8();
     let first = open("out/00001-7.png");
     assert_eq!(first.dimensions(), (96, 96));

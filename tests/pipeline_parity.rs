@@ -177,8 +177,8 @@ fn a_second_pass_is_img2img_of_the_first_picture() -> Result<()> {
         let (twos, steps) = draw(&GenerateRequest { hires: Some(hires), ..first.clone() })?;
         assert_eq!(
             steps,
-            (1..=17).map(|done| (done, 17)).collect::<Vec<_>>(),
-            "2 batches of 4, 3 pictures of 3"
+            (1..=26).map(|done| (done, 26)).collect::<Vec<_>>(),
+            "2 batches of 4, 3 pictures of 6"
         );
         for (one, two) in ones.iter().zip(&twos) {
             let side = (32.0 * scale) as usize;
@@ -186,7 +186,7 @@ fn a_second_pass_is_img2img_of_the_first_picture() -> Result<()> {
                 init: Some(InitImage::new(one.image.clone(), 0.5)),
                 size_px: Some((side, side)),
                 seed: one.seed,
-                steps: 6,
+                steps: 12,
                 count: 1,
                 ..first.clone()
             };

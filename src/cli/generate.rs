@@ -91,7 +91,7 @@ pub(super) struct Args {
     /// How much of it is drawn again, 0 to 1 [default: 0.5]
     #[arg(long, value_name = "SHARE", allow_hyphen_values = true, value_parser = real(0.0, 1.0))]
     pub hires_strength: Option<f64>,
-    /// Steps of its schedule, of which that share is done [default: those of the first pass]
+    /// Its steps, all of which are done, whatever the share [default: as many as the first pass]
     #[arg(long, value_name = "N", value_parser = whole(1, MAX_STEPS))]
     pub hires_steps: Option<usize>,
     /// The text encoder's layer that is read, 1 the last [default: the model's own]

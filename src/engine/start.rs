@@ -1,6 +1,6 @@
 //! Pictures to start from, read from files that may be anything.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
@@ -20,9 +20,6 @@ pub fn read(path: &Path, strength: f64) -> Result<InitImage> {
     let bytes = decode::load(path)?;
     let pixels = decode::decode(path, &bytes, &Limits::default())?.pixels;
     let hash = format!("{:x}", Sha256::digest(&bytes))[..10].to_owned();
-    Ok(InitImage {
-        pixels: Arc::new(pixels),
-        strength,
-        source: Some(InitSource { path: path.to_path_buf(), hash }),
-    })
+    let source = Some(InitSource { path: path.to_path_buf(), hash });
+    Ok(InitImage { source, ..InitImage::new(pixels, strength) })
 }

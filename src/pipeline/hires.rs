@@ -1,7 +1,8 @@
 //! The second pass: a finished picture is enlarged and partly drawn again. Large pictures so keep the composition of the
 //! size the model knows.
 //!
-//! The second pass is img2img of the first one's picture, from the same seed. Pixels are enlarged, with Lanczos, not
+//! The second pass is img2img of the first one's picture, from the same seed. Its steps are all done, as in the web UI:
+//! they are the last of a schedule of steps / strength. Pixels are enlarged, with Lanczos, not
 //! latents as the web UI does by default: a pass of scale 1 is img2img to the bit, and little strength leaves no blur of
 //! enlarged latents behind. A model that knows one size only, as `mini` does, repeats shapes in the second pass too.
 
@@ -30,7 +31,7 @@ pub struct Hires {
     pub scale: f64,
     /// How much is drawn again: 0 nothing, 1 everything.
     pub strength: f64,
-    /// The steps of its schedule, of which the share `strength` is done; `None` is those of the first pass.
+    /// Its steps, all of which are done; `None` is as many as those of the first pass.
     pub steps: Option<usize>,
 }
 
@@ -59,6 +60,18 @@ impl Hires {
         let steps = self.steps.map(|steps| (STEPS, steps.to_string()));
         let all = [Some((UPSCALE, self.scale.to_string())), steps, Some((UPSCALER, "Lanczos".into()))];
         all.into_iter().flatten().map(|(key, value)| (key.to_owned(), value)).collect()
+    }
+
+    /// The schedule's steps and how many of them, its last, are done, as the web UI counts both (`setup_img2img_steps`).
+    /// Where that is more than `most`, fewer are done, from the same noise on.
+    fn steps(&self, first: usize, most: usize) -> (usize, usize) {
+        let (steps, strength) = (self.steps.unwrap_or(first), self.strength.min(0.999));
+        let all = (steps as f64 / strength) as usize;
+        match strength {
+            0.0 => (steps, 0),
+            _ if all > most => (most, ((most as f64 * strength).round() as usize).max(1)),
+            _ => (all, steps),
+        }
     }
 
     fn check(&self, request: &GenerateRequest) -> Result<()> {
@@ -100,7 +113,7 @@ impl GenerateRequest {
         Self { size_px, hires: None, ..self.clone() }.size_on(pipeline).map_err(|e| e.context("second pass"))
     }
 
-    /// Steps of both schedules.
+    /// Steps of both passes.
     pub(super) fn steps_in_all(&self) -> usize {
         self.steps + self.hires.map_or(0, |hires| hires.steps.unwrap_or(self.steps))
     }
@@ -118,13 +131,11 @@ impl Pipeline {
         hires.check(request)?;
         let size_px = Some(request.final_size_on(self)?);
         let once = GenerateRequest { hires: None, ..request.clone() };
-        let steps = hires.steps.unwrap_or(request.steps);
-        let twice = GenerateRequest { size_px, steps, count: 1, batch: 1, noise: None, ..once.clone() };
-        let walks = [(&once, None), (&twice, Some(hires.strength))];
-        let mut steps = [0; 2];
-        for (steps, (request, strength)) in steps.iter_mut().zip(walks) {
-            *steps = self.walk(request, strength)?.len() as u64 - 1;
-        }
+        let (schedule, last) = hires.steps(request.steps, request.sampler.most_steps(&self.schedule));
+        let twice =
+            GenerateRequest { size_px, steps: schedule, count: 1, batch: 1, noise: None, ..once.clone() };
+        let [first, all] = [self.sigmas(&once)?.len() - 1, self.sigmas(&twice)?.len() - 1];
+        let steps = [first as u64, last.min(all) as u64];
         let batches = request.count.div_ceil(request.batch) as u64;
         let total = steps[0] * batches + steps[1] * request.count as u64;
         self.settle_blend(request)?;
@@ -139,7 +150,7 @@ impl Pipeline {
             let pictures = self.generate(&once, &mut part, cancel)?;
             before += steps[0];
             for (index, Generated { image, seed, .. }) in pictures.into_iter().enumerate() {
-                let init = Some(InitImage::new(image, hires.strength));
+                let init = Some(InitImage { steps: Some(last), ..InitImage::new(image, hires.strength) });
                 let twice = GenerateRequest { init, seed, ..twice.clone() };
                 let mut part = Part { observer: &mut *observer, before, total, first: first + index == 0 };
                 let pictures = self.generate(&twice, &mut part, cancel)?;
@@ -192,5 +203,23 @@ mod tests {
         assert_eq!(of(resized), Some(Hires { scale: 2.0, strength: 0.7, steps: None }));
         assert_eq!(of("fox\nSteps: 20, Size: 512x768, Denoising strength: 0.7"), None);
         assert_eq!(of("fox\nSteps: 20, Size: 0x0, Hires resize: 1x1, Seed: 3"), None);
+    }
+
+    /// Numbers of the web UI's `setup_img2img_steps`, which returns the schedule's steps and one less than are done.
+    #[test]
+    fn all_steps_are_done_whatever_the_strength() {
+        let of = |strength, steps| Hires { strength, steps, ..Hires::default() }.steps(20, 1000);
+        for (strength, steps, expected) in [
+            (0.5, None, (40, 20)),
+            (0.5, Some(6), (12, 6)),
+            (0.3, Some(10), (33, 10)),
+            (0.7, Some(15), (21, 15)),
+            (1.0, Some(30), (30, 30)),
+            (0.0, Some(30), (30, 0)),
+            (0.01, Some(20), (1000, 10)),
+            (0.0001, Some(20), (1000, 1)),
+        ] {
+            assert_eq!(of(strength, steps), expected, "{strength} {steps:?}");
+        }
     }
 }

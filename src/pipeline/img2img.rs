@@ -6,25 +6,24 @@ use image::{
     imageops::{self, FilterType},
 };
 
-use super::{GenerateRequest, Pipeline};
+use super::{GenerateRequest, InitImage, Pipeline};
 use crate::{diffusion::sigmas, error::Result, progress::CancelToken};
 
 impl Pipeline {
     /// The noise levels of a request: all of them, or with a picture to start from the last part.
     pub(super) fn sigmas(&self, request: &GenerateRequest) -> Result<Vec<f64>> {
-        self.walk(request, request.init.as_ref().map(|init| init.strength))
-    }
-
-    /// The same for a picture to start from that is not there yet.
-    pub(super) fn walk(&self, request: &GenerateRequest, strength: Option<f64>) -> Result<Vec<f64>> {
         let all = request.sampler.sigmas(&self.schedule, request.schedule, request.steps)?;
-        match strength {
-            None => Ok(all),
-            Some(strength) => match sigmas::img2img_tail(&all, strength)? {
-                // No step is left: the picture as it is, without the noise of the walk's end.
-                [] | [_] => Ok(vec![0.0]),
-                tail => Ok(tail.to_vec()),
-            },
+        let tail = match &request.init {
+            None => return Ok(all),
+            Some(InitImage { steps: Some(steps), .. }) => {
+                all.get((all.len() - 1).saturating_sub(*steps)..).unwrap_or_default()
+            }
+            Some(InitImage { strength, .. }) => sigmas::img2img_tail(&all, *strength)?,
+        };
+        match tail {
+            // No step is left: the picture as it is, without the noise of the walk's end.
+            [] | [_] => Ok(vec![0.0]),
+            tail => Ok(tail.to_vec()),
         }
     }
 

@@ -60,6 +60,8 @@ pub struct InitImage {
     pub pixels: Arc<RgbImage>,
     /// How much is redrawn: 0 nothing, 1 everything.
     pub strength: f64,
+    /// That as so many of the request's steps, the last ones, instead of the strength's share of them.
+    pub steps: Option<usize>,
     /// Where it is from, for recipes.
     pub source: Option<InitSource>,
 }
@@ -76,7 +78,7 @@ pub struct InitSource {
 impl InitImage {
     /// A picture that is in no file.
     pub fn new(pixels: impl Into<Arc<RgbImage>>, strength: f64) -> Self {
-        Self { pixels: pixels.into(), strength, source: None }
+        Self { pixels: pixels.into(), strength, steps: None, source: None }
     }
 }
 

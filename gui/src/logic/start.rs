@@ -44,7 +44,7 @@ pub(super) fn starts(command: &Command) -> bool {
 /// As requests take it.
 pub(super) fn init(start: Option<&Start>, strength: f64) -> Option<InitImage> {
     let start = start?;
-    Some(InitImage { pixels: start.pixels.clone(), strength, source: start.source.clone() })
+    Some(InitImage { source: start.source.clone(), ..InitImage::new(start.pixels.clone(), strength) })
 }
 
 /// Sets the picture to start from, which is remembered if it is in a file.

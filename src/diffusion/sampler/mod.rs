@@ -116,6 +116,14 @@ impl Sampler {
         }
     }
 
+    /// The most steps [`Sampler::sigmas`] takes.
+    pub fn most_steps(self, noise: &NoiseSchedule) -> usize {
+        match self {
+            Self::Lcm => timesteps::LCM_ORIGIN_STEPS.min(noise.timesteps()),
+            _ => noise.timesteps(),
+        }
+    }
+
     /// Walks `x` down `sigmas` and returns the clean latents in the network's own scale.
     ///
     /// `on_step` sees every step and stops the walk by returning an error ([`Error::Cancelled`], usually). With one

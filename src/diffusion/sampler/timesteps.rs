@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// The teacher's number of steps that latent consistency models are distilled from.
-const LCM_ORIGIN_STEPS: usize = 50;
+pub(super) const LCM_ORIGIN_STEPS: usize = 50;
 
 /// `DDIMScheduler.set_timesteps` and `DDPMScheduler.set_timesteps`.
 ///
