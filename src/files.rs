@@ -260,6 +260,8 @@ pub(crate) fn failure(path: &Path, source: std::io::Error) -> Error {
             "free some space or write to another disk; nothing was left half written"
         }
         ErrorKind::NotADirectory | ErrorKind::AlreadyExists => "a part of the path is a file, not a folder",
+        // The folder was there, or was to be made.
+        ErrorKind::NotFound => "nothing can be written there; choose another folder",
         ErrorKind::InvalidFilename => "the name has characters, or a length, this file system does not allow",
         _ => return Error::io(path, source),
     };

@@ -128,11 +128,14 @@ fn numbers_out_of_range() {
         ("--strength", &["-0.5", "NaN", "1.01"], "from 0 to 1"),
         ("--steps", &["0", "-5", "1001", "NaN", "2.5"], "from 1 to 1000"),
         ("--size", &["-64x64", "0x64", "64xNaN", "64x9000"], "sides from 1 to 8192"),
-        ("--count", &["0", "-1"], "1 or more"),
+        ("--count", &["0", "-1", "99999999999"], "from 1 to 10000"),
+        ("--clip-skip", &["0", "99"], "from 1 to 24"),
+        ("--grid", &["-1", "1", "33"], "from 2 to 32"),
+        ("--lora", &["riso:1e30", "riso:nan", "riso:1,mid=-1001"], "a number from -1000 to 1000"),
         ("--seed", &["-2", "NaN", "1.5"], "or -1 for a random one"),
     ] {
         for value in values {
-            let found = format!("found `{value}`");
+            let found = format!("found `{}`", value.rsplit([':', '=']).next().unwrap());
             refused(root, &["generate", "a cat", option, value], &[option, range, &found]);
         }
     }
@@ -164,13 +167,61 @@ fn minus_one_is_a_random_seed_that_is_said() {
     scumble(dir.path()).args(train).assert().success().stderr(contains("seed "));
 }
 
+/// A model that is not there is what a run finds out first when it opens one.
+#[test]
+fn what_makes_no_sense_is_said_before_a_model_is_opened() {
+    let dir = TempDir::new().unwrap();
+    let root = dir.path();
+    let riso = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/adapters/riso.safetensors");
+    put(root, "riso.safetensors", fs::read(riso).unwrap());
+    put(root, "pictures/a.png", png(128, 128));
+    let draw = |more: &[&str], words: &[&str]| {
+        let all = ["generate", "a cat", "--model", "./none", "--lora", "riso", "--out", "o"];
+        refused(root, &[&all[..], more].concat(), words);
+    };
+    for (sides, words) in [
+        ("seed=-1,2", ["`--grid-x`", "from 0 to 18446744073709551615", "found `-1`"]),
+        ("seed=18446744073709551616", ["`--grid-x`", "expected seeds", "found `18446744073709551616`"]),
+        ("steps=0,5", ["`--grid-x`", "expected 1 to 1000 steps", "found 0"]),
+        ("steps=5,,9", ["`--grid-x`", "value 2 of `5,,9` is empty", "hint: "]),
+        ("weight:riso=0,1e30", ["`--grid-x`", "from -1000 to 1000", "found 1"]),
+        ("weight:rizo=0,1", ["`--grid-x`", "unknown style `rizo`", "did you mean `riso`?"]),
+    ] {
+        draw(&["--grid-x", sides], &words);
+    }
+    let grid = ["--grid-x", "steps=2,3", "--count", "3"];
+    draw(&grid, &["a grid is one picture, `--count` asks for 3", "--grid-y seed=7,8,9"]);
+    draw(&["--lora", "gone"], &["gone: there is no such file"]);
+    let train = |more: &[&str], words: &[&str]| {
+        refused(root, &[&["train", "--model", "./none"], more].concat(), words);
+    };
+    train(&["nope"], &["nope: ", "hint: the first argument is a folder of pictures"]);
+    train(&["pictures", "--clip-skip", "99"], &["from 1 to 24, found `99`"]);
+    if cfg!(target_os = "linux") {
+        let hint = "hint: nothing can be written there; choose another folder";
+        refused(root, &["generate", "a cat", "--model", "./none", "--out", "/proc/x"], &["/proc/x: ", hint]);
+        train(&["pictures", "--out", "/proc/x.safetensors"], &["/proc/x.safetensors: ", hint]);
+    }
+    // How many layers there are only the model says.
+    refused(root, &["generate", "a cat", "--clip-skip", "24"], &["expected clip skip from 1 to", "found 24"]);
+    assert!(!root.join("o").exists());
+}
+
 /// The advice must not be what is done already.
 #[test]
 fn a_weight_that_overflows_is_named() {
     let dir = TempDir::new().unwrap();
     let riso = Path::new(env!("CARGO_MANIFEST_DIR")).join("sample-data/adapters/riso.safetensors");
-    let lora = format!("{}:1e30", riso.display());
-    let draw = ["generate", "cat", "--lora", &lora, "--steps", "2", "--size", "64x64"];
+    let bytes = fs::read(riso).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let huge = 1e30f32.to_le_bytes().repeat(1 << 16);
+    let louder = tensors.tensors().into_iter().map(|(name, view)| {
+        let (shape, up) = (view.shape().to_vec(), name.ends_with(".lora_up.weight"));
+        let bytes = &huge[..4 * shape.iter().product::<usize>()];
+        (name, if up { TensorView::new(Dtype::F32, shape, bytes).unwrap() } else { view })
+    });
+    put(dir.path(), "loud.safetensors", safetensors::serialize(louder, None).unwrap());
+    let draw = ["generate", "cat", "--lora", "loud.safetensors", "--steps", "2", "--size", "64x64"];
     let run = scumble(dir.path()).args(draw).assert().code(1);
     run.stderr(contains("hint: lower the adapters' weights").and(contains("dtype").not()));
 }

@@ -23,7 +23,7 @@ use crate::{
         grid::Grid,
         hires::MAX_SCALE,
         infotext::{self, Recipe},
-        request::{MAX_CFG_SCALE, MAX_SIDE_PX, MAX_STEPS},
+        request::{MAX_CFG_SCALE, MAX_CLIP_SKIP, MAX_COUNT, MAX_SIDE_PX, MAX_STEPS},
     },
     progress::Observer,
     prompt::emphasis::Emphasis,
@@ -71,7 +71,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "WxH", allow_hyphen_values = true, value_parser = parse_size)]
     pub size: Option<(usize, usize)>,
     /// How many pictures [default: 1]
-    #[arg(long, short, value_name = "N", value_parser = whole(1, usize::MAX))]
+    #[arg(long, short, value_name = "N", value_parser = whole(1, MAX_COUNT))]
     pub count: Option<usize>,
     /// Pictures drawn together
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1, usize::MAX))]
@@ -95,7 +95,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = whole(1, MAX_STEPS))]
     pub hires_steps: Option<usize>,
     /// The text encoder's layer that is read, 1 the last [default: the model's own]
-    #[arg(long, value_name = "N", value_parser = whole(1, usize::MAX))]
+    #[arg(long, value_name = "N", value_parser = whole(1, MAX_CLIP_SKIP))]
     pub clip_skip: Option<usize>,
     /// Fresh noise of stochastic samplers, 0 to 1 [default: the sampler's own]
     #[arg(long, allow_hyphen_values = true, value_parser = real(0.0, 1.0))]

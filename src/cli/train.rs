@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::{Context, numbers::whole, output, seed::Seed, setup::hinted, shell::quoted};
 use crate::{
-    dataset::{Dataset, ScanOptions, doctor},
+    dataset::{Dataset, ScanOptions, doctor, scan},
     error::{Error, Result},
-    pipeline::{ModelSize, text::tokenizer},
+    pipeline::{ModelSize, request::MAX_CLIP_SKIP, text::tokenizer},
     prompt::Tokenizer,
     training::{LrShape, TrainConfig, TrainOutcome, Trainer, UnetLayers, scan_options, state_path},
     weights::{Family, ModelSource, OpenOptions},
@@ -113,7 +113,7 @@ struct NetworkArgs {
     #[arg(long)]
     train_text_encoder: bool,
     /// The text encoder's layer that is read, 1 the last
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1, MAX_CLIP_SKIP))]
     clip_skip: Option<usize>,
     /// The style's name in the file [default: the file's own]
     #[arg(long, alias = "output-name")]
@@ -161,6 +161,8 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         return Err(Error::invalid("no folder of pictures is named")
             .with_hint("set `images` in the file, or name the folder after `train`"));
     }
+    // Said before a model is opened, or downloaded.
+    scan::expect_folder(&config.images)?;
     if args.check {
         return check(&config, context);
     }

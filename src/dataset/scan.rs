@@ -88,13 +88,22 @@ impl Found {
     }
 }
 
-fn find(root: &Path) -> Result<Found> {
+/// Refuses what is no folder, without looking into it.
+///
+/// # Errors
+/// If nothing is there, or a file.
+pub fn expect_folder(root: &Path) -> Result<()> {
     let meta = root
         .metadata()
         .map_err(|e| Error::io(root, e).with_hint("the first argument is a folder of pictures"))?;
     if !meta.is_dir() {
         return Err(Error::file(root, "expected a folder of pictures, found a file").with_hint(LAYOUT_HINT));
     }
+    Ok(())
+}
+
+fn find(root: &Path) -> Result<Found> {
+    expect_folder(root)?;
     let top = list(root)?;
     if top.is_empty() {
         return Err(Error::file(root, "the folder is empty").with_hint(LAYOUT_HINT));

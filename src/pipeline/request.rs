@@ -113,6 +113,10 @@ pub const MAX_SIDE_PX: usize = 8192;
 pub const MAX_CFG_SCALE: f64 = 100.0;
 /// More steps are a slip of the finger: the networks know a thousand noise levels.
 pub const MAX_STEPS: usize = 1000;
+/// More pictures of one request are a slip of the finger, too.
+pub const MAX_COUNT: usize = 10_000;
+/// The layers of the deepest text encoder that may be skipped.
+pub const MAX_CLIP_SKIP: usize = 24;
 
 impl GenerateRequest {
     /// A request with defaults for everything else.
@@ -174,10 +178,19 @@ impl GenerateRequest {
         if !(1..=MAX_STEPS).contains(&self.steps) {
             return Err(Error::invalid(format!("expected 1 to {MAX_STEPS} steps, found {}", self.steps)));
         }
-        if self.count == 0 || self.batch == 0 {
+        if !(1..=MAX_COUNT).contains(&self.count) || self.batch == 0 {
             let (count, batch) = (self.count, self.batch);
             return Err(Error::invalid(format!(
-                "expected at least one picture, found {count} in batches of {batch}"
+                "expected 1 to {MAX_COUNT} pictures, found {count} in batches of {batch}"
+            )));
+        }
+        let layers = pipeline.text.encoders.iter().map(|e| e.model.config().num_hidden_layers).min();
+        if let (Some(skip), Some(layers)) = (self.clip_skip, layers)
+            && !(1..=layers).contains(&skip)
+        {
+            return Err(Error::invalid(format!(
+                "expected clip skip from 1 to {layers}, the layers of {}'s text encoder, found {skip}",
+                pipeline.origin
             )));
         }
         Ok(())

@@ -4,6 +4,9 @@ use std::fmt;
 
 use crate::error::{Error, Result};
 
+/// Weights beyond this, either way, are a slip of the finger: no adapter was made for them.
+pub const MAX_WEIGHT: f64 = 1000.0;
+
 /// A number as a function of how many of the steps are done, in percent: the first step is 0, the last 100.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Curve {
@@ -144,11 +147,15 @@ fn parse_points(text: &str) -> Result<Vec<f64>> {
     Ok(points.iter().map(|p| p + 0.0).collect())
 }
 
+/// A weight, or a factor on one.
 pub(super) fn number(text: &str) -> Result<f64> {
-    match text.trim().parse::<f64>() {
-        Ok(weight) if weight.is_finite() => Ok(weight),
-        _ => Err(Error::invalid(format!("an adapter's weight must be a number, found `{}`", text.trim()))),
-    }
+    let weight = text.trim().parse::<f64>().ok().filter(|weight| weight.abs() <= MAX_WEIGHT);
+    weight.ok_or_else(|| {
+        Error::invalid(format!(
+            "an adapter's weight must be a number from -{MAX_WEIGHT} to {MAX_WEIGHT}, found `{}`",
+            text.trim()
+        ))
+    })
 }
 
 #[cfg(test)]
