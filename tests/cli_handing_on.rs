@@ -186,6 +186,9 @@ fn what_cannot_be_done_is_said_with_a_hint() {
     let blocks = vec!["1"; 20].join(",");
     let wrong = format!("a.safetensors:1,lbw={blocks}");
     refused(&["merge", &wrong, "-o", "b.safetensors"], "adapter `a`: `lbw` with 20 numbers does not fit");
+    let nowhere = "a.safetensors:1,down.9=0.5";
+    refused(&["merge", nowhere, "-o", "b.safetensors"], "adapter `a`: the model has no block `down.9`");
+    refused(&["bake", "--model", "mini", "-l", nowhere, "-o", "baked"], "the model has no block `down.9`");
     refused(&["bake", "--model", "mini", "-l", "a.safetensors", "-o", "b.safetensors"], "sizes of their own");
     refused(&["convert", "a.safetensors", "--to", "kohia", "-o", "b.safetensors"], "did you mean `kohya`");
     let nowhere = ["extract", "--from", "mini", "--base", "nothing/here.safetensors", "-o", "b.safetensors"];

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{Adapter, Strength};
+use super::{Adapter, NameTable, Strength};
 use crate::{
     error::{Error, Result},
     nn::LayerPath,
@@ -97,6 +97,15 @@ impl Blend {
     /// With the first adapter that has such.
     pub fn check_family(&self, family: Family) -> Result<()> {
         let check = |e: &BlendEntry| e.strength.check(family);
+        self.entries.iter().try_for_each(|e| check(e).map_err(|x| x.context(format!("adapter `{}`", e.name))))
+    }
+
+    /// Refuses factors on blocks that the model has not.
+    ///
+    /// # Errors
+    /// With the first adapter that has such.
+    pub fn check_blocks(&self, table: &NameTable) -> Result<()> {
+        let check = |e: &BlendEntry| e.strength.check_blocks(table);
         self.entries.iter().try_for_each(|e| check(e).map_err(|x| x.context(format!("adapter `{}`", e.name))))
     }
 

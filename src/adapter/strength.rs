@@ -177,6 +177,13 @@ impl Strength {
     }
 
     /// # Errors
+    /// If a factor is on a block that the model has not.
+    pub fn check_blocks(&self, table: &NameTable) -> Result<()> {
+        let of_unet = table.layers().filter(|(path, _)| path.part == Part::Unet);
+        self.blocks.check_names(of_unet.map(|(path, _)| path.name.as_str()))
+    }
+
+    /// # Errors
     /// If block weights count another family's blocks.
     pub fn check(&self, family: Family) -> Result<()> {
         self.blocks.check(family)

@@ -59,6 +59,7 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         let adapter = adapter_files::load(&lora.path, &table, &args.loading.options(), context)?;
         blend = blend.with(loras::stem(&lora.path), Arc::new(adapter), lora.strength.clone());
     }
+    blend.check_blocks(&table)?;
     if blend.is_base() {
         return Err(Error::invalid("all weights are 0, so the model would stay as it is")
             .with_hint("a weight follows the file's name: my-style.safetensors:0.7"));

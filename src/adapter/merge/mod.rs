@@ -42,6 +42,7 @@ pub fn merge(
     if let Some(lineage) = table.lineage() {
         blend.check_family(lineage.family())?;
     }
+    blend.check_blocks(table)?;
     let paths: BTreeSet<&LayerPath> = blend.entries.iter().flat_map(|e| e.adapter.layers.keys()).collect();
     let mut layers = Vec::new();
     for (index, path) in paths.into_iter().enumerate() {

@@ -1,6 +1,10 @@
 //! Factors on single blocks of the denoising network.
 
-use std::{collections::BTreeMap, fmt, str::FromStr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    str::FromStr,
+};
 
 use super::curve::number;
 use crate::{
@@ -168,6 +172,20 @@ impl Blocks {
         ))
     }
 
+    /// # Errors
+    /// If a factor is on a block that a network with layers of these paths has not.
+    pub(crate) fn check_names<'a>(&self, paths: impl IntoIterator<Item = &'a str>) -> Result<()> {
+        if self.named.is_empty() {
+            return Ok(());
+        }
+        let there: BTreeSet<Block> = paths.into_iter().filter_map(place).flat_map(Place::names).collect();
+        match self.named.keys().find(|block| !there.contains(block)) {
+            None => Ok(()),
+            Some(block) => Err(Error::invalid(format!("the model has no block `{block}`"))
+                .with_hint(format!("its blocks are {}", listed(&there)))),
+        }
+    }
+
     /// A block that a vector leaves out gets 0, as in the extensions.
     fn in_vector(&self, place: Place) -> Option<f64> {
         let vector = self.vector.as_ref()?;
@@ -184,6 +202,18 @@ impl Blocks {
         let named = self.named.iter().map(|(block, factor)| format!("{block}={factor}"));
         vector.into_iter().chain(named).collect()
     }
+}
+
+/// Blocks by number, in both ways of counting.
+fn listed(blocks: &BTreeSet<Block>) -> String {
+    let all = |wanted: fn(&Block) -> bool| -> Vec<String> {
+        blocks.iter().filter(|block| wanted(block)).map(ToString::to_string).collect()
+    };
+    let ours = all(|block| matches!(block, Block::Down(Some(_)) | Block::Mid | Block::Up(Some(_))));
+    let theirs = [all(|block| matches!(block, Block::In(_))), all(|block| matches!(block, Block::Out(_)))];
+    let range = |names: &Vec<String>| Some(format!("{} to {}", names.first()?, names.last()?));
+    let theirs: Vec<String> = theirs.iter().filter_map(range).collect();
+    format!("{}; or {}", ours.join(", "), theirs.join(", "))
 }
 
 fn layout_of(length: usize) -> Option<&'static Layout> {
@@ -369,6 +399,22 @@ mod tests {
         same(&blocks);
         assert!(blocks.set(Block::Mid, 1.0).is_ok() && blocks.set(Block::Mid, 1.0).is_err());
         assert!(blocks.check(Family::Sd1).is_ok() && blocks.check(Family::Sdxl).is_err());
+        let check = |word: &str, levels| {
+            let names = names(levels, 0..levels - 1);
+            let mut blocks = Blocks::default();
+            blocks.set(word.parse()?, 0.5)?;
+            blocks.check_names(names.iter().map(String::as_str))
+        };
+        for word in ["down", "down.3", "mid", "up.3", "in00", "in11", "out11"] {
+            check(word, 4)?;
+        }
+        check("in08", 3)?;
+        for word in ["down.9", "up.3", "in09", "out12"] {
+            let error = check(word, 3).expect_err(word);
+            assert_eq!(error.to_string(), format!("the model has no block `{word}`"));
+            let hint = "its blocks are down.0, down.1, down.2, mid, up.0, up.1, up.2; or in00 to in08, out00 to out08";
+            assert_eq!(error.hint(), Some(hint));
+        }
         assert!("down.x".parse::<Block>().is_err_and(|e| e.hint().is_some()));
         Ok(())
     }
