@@ -21,7 +21,7 @@ const PREVIEW_EVERY: Duration = Duration::from_millis(33);
 
 impl Worker {
     pub fn draw(&mut self, Draw { mix, mut request, .. }: Draw, task: Task<'_>) -> Result<()> {
-        let (loaded, recipe) = self.ready(&mix, &mut request, task)?;
+        let (loaded, recipe) = self.ready(&mix, &mut request, &[], task)?;
         // What adapters have in common takes a while to compute, once: the picture comes first.
         let paths: Vec<_> = mix.loras.iter().map(|lora| lora.path.clone()).collect();
         let known = loaded.compared == paths;
@@ -38,11 +38,13 @@ impl Worker {
         Ok(())
     }
 
-    /// The model with the mix set, and what recipes say of both; previews are asked for.
+    /// The model with the mix set, and what recipes say of both; previews are asked for. A style that is off is in no
+    /// recipe, unless it is one of `named`, by its place.
     pub(super) fn ready(
         &mut self,
         mix: &Mix,
         request: &mut GenerateRequest,
+        named: &[usize],
         task: Task<'_>,
     ) -> Result<(&mut Loaded, Recipe)> {
         let loaded = self.open(&mix.model, task)?;
@@ -57,6 +59,10 @@ impl Worker {
         request.preview_every = 1;
         let (blend, used) = loaded.blend(mix, task)?;
         loaded.pipeline.set_blend(blend)?;
+        let counts = |(place, lora): (usize, infotext::LoraUse)| {
+            (!lora.strength.is_zero() || named.contains(&place)).then_some(lora)
+        };
+        let used = used.into_iter().enumerate().filter_map(counts).collect();
         let mut recipe = Recipe { loras: used, model: Some(mix.model.clone()), ..Recipe::of(request) };
         if !recipe.loras.is_empty() {
             recipe.note_mode(BlendMode::Live, mix.normalize);
@@ -65,12 +71,6 @@ impl Worker {
     }
 }
 
-impl Loaded {
-    /// Draws with the blend that is set; `recipe` lacks only what follows from the model and the picture.
-    pub fn pictures(
-        &mut self,
-        request: &GenerateRequest,
-        recipe: &Recipe,
 /// Which previews of a job are worth making: the first at once, then one every [`PREVIEW_EVERY`].
 #[derive(Debug, Default)]
 struct Pace(Option<Instant>);
@@ -85,12 +85,19 @@ impl Pace {
     }
 }
 
+impl Loaded {
+    /// Draws with the blend that is set; `recipe` lacks only what follows from the model and the picture.
+    pub fn pictures(
+        &mut self,
+        request: &GenerateRequest,
+        recipe: &Recipe,
         task: Task<'_>,
         finished: &mut dyn FnMut(Picture),
     ) -> Result<()> {
         let mut begun = Instant::now();
         let recipe = self.complete(recipe, request)?;
         let colours = self.pipeline.latent_colours();
+        let mut pace = Pace::default();
         let mut observer = |event: &progress::Event<'_>| match event {
             progress::Event::Preview { step, latents } => {
                 // A preview that cannot be made is no reason to stop.
@@ -99,7 +106,6 @@ impl Pace {
                 {
                     task.send(Event::Preview { job: task.id, step: *step, picture });
                 }
-        let mut pace = Pace::default();
             }
             other => {
                 if let Some(event) = told(task.id, other) {

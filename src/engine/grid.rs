@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
-    pipeline::sheet,
+    pipeline::{grid::Axis, sheet},
     progress,
 };
 
@@ -18,7 +18,8 @@ const SMALL_PX: u32 = 1024;
 impl Worker {
     pub fn grid(&mut self, DrawGrid { mix, mut request, grid }: DrawGrid, task: Task<'_>) -> Result<()> {
         let begun = Instant::now();
-        let (loaded, recipe) = self.ready(&mix, &mut request, task)?;
+        let named: Vec<usize> = grid.axes().flat_map(Axis::styles).copied().collect();
+        let (loaded, recipe) = self.ready(&mix, &mut request, &named, task)?;
         let mut recipe = loaded.complete(&recipe, &request)?;
         recipe.note_grid(&grid, &loaded.pipeline.blend().names());
         let mut step = 0;

@@ -89,7 +89,7 @@ impl Loaded {
         })
     }
 
-    /// A mix's blend, and what recipes say of it. Reads only what is not in memory.
+    /// A mix's blend, and what recipes say of each of its styles. Reads only what is not in memory.
     pub fn blend(&mut self, mix: &Mix, task: Task<'_>) -> Result<(Blend, Vec<infotext::LoraUse>)> {
         if self.adapters.len() > mix.loras.len() + KEPT {
             self.adapters.retain(|path, _| mix.loras.iter().any(|lora| lora.path == *path));
@@ -101,10 +101,8 @@ impl Loaded {
             let (adapter, hash) = self.adapter(&lora.path, task)?;
             let (name, mut strength) = (stem(&lora.path), lora.strength.clone());
             strength.read_mask(&mut read_mask).map_err(|e| e.context(format!("the style `{name}`")))?;
-            if !strength.is_zero() {
-                let hash = Some(hash);
-                used.push(infotext::LoraUse { name: name.clone(), strength: strength.clone(), hash });
-            }
+            let hash = Some(hash);
+            used.push(infotext::LoraUse { name: name.clone(), strength: strength.clone(), hash });
             blend = blend.with(name, adapter, strength);
         }
         Ok((blend, used))

@@ -18,6 +18,7 @@ use crate::{
     pipeline::{
         GenerateRequest,
         grid::{Axis, Grid},
+        infotext::Recipe,
     },
     training::TrainConfig,
 };
@@ -185,6 +186,17 @@ fn a_grid_is_one_picture_that_grows_and_what_is_there_is_kept() -> Result<()> {
     let (w, h) = grid.image.dimensions();
     let last = image::imageops::crop_imm(&grid.image, w - 12 - 192, h - 12 - 192, 192, 192).to_image();
     assert_eq!(last, scaled);
+
+    // A style that a side names is in the recipe, were it off otherwise: the grid can be drawn again.
+    let named = Grid { x: weights(1, &[0.0, 0.8]), y: None };
+    let off = DrawGrid { mix: mix([0.0, 0.0]), request: request(1), grid: named.clone() };
+    let off = engine.submit(Command::Grid(Box::new(off)))?;
+    let seen = events(&mut engine, &[off]);
+    let recipe = Recipe::parse(&pictures(&seen, off)[0].recipe.to_text());
+    let names: Vec<&str> = recipe.loras.iter().map(|lora| lora.name.as_str()).collect();
+    assert_eq!(names, ["riso"]);
+    let again = Grid { x: weights(0, &[0.0, 0.8]), y: None };
+    assert_eq!(Grid::of_recipe(&recipe, &names)?, Some(again));
 
     // Each style alone; seeds are their own pictures; what makes no sense is said.
     let styles = engine.submit(asked(Axis::Styles(vec![1, 0]), Axis::Seeds(vec![7, 8])))?;

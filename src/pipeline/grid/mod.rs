@@ -5,9 +5,9 @@ mod words;
 use image::RgbImage;
 pub use words::Kind;
 
-use super::{GenerateRequest, Pipeline, infotext::Recipe, sheet::Sheet};
+use super::{GenerateRequest, Pipeline, infotext::Recipe, request::MAX_STEPS, sheet::Sheet};
 use crate::{
-    adapter::{Blend, BlendMode, Strength},
+    adapter::{Blend, BlendMode, Strength, strength::MAX_WEIGHT},
     error::{Error, Result},
     progress::{CancelToken, Event, Observer, Stage},
 };
@@ -130,6 +130,22 @@ impl Pipeline {
 }
 
 impl Grid {
+    /// The grid a recipe tells of, if it is one's, also the web UI's; `names` are its styles.
+    ///
+    /// # Errors
+    /// If a side changes what grids here cannot.
+    pub fn of_recipe(recipe: &Recipe, names: &[&str]) -> Result<Option<Self>> {
+        let mut sides = Vec::new();
+        for (kind, list) in TYPES.into_iter().zip(VALUES) {
+            if let Some(what) = recipe.other(kind) {
+                let axis = Axis::of_words(what, recipe.other(list).unwrap_or_default(), names);
+                sides.extend(axis.map_err(|e| e.context(format!("`{kind}` of the recipe")))?);
+            }
+        }
+        let mut sides = sides.into_iter();
+        Ok(sides.next().map(|x| Self { x, y: sides.next() }))
+    }
+
     /// Both sides.
     pub fn axes(&self) -> impl Iterator<Item = &Axis> {
         [Some(&self.x), self.y.as_ref()].into_iter().flatten()
@@ -197,7 +213,11 @@ impl Axis {
         self.len() == 0
     }
 
-    fn check(&self, styles: usize) -> Result<()> {
+    /// Looks for what cannot be drawn with a blend of so many styles.
+    ///
+    /// # Errors
+    /// If there are no values or too many, one is out of range, or a style is not there.
+    pub fn check(&self, styles: usize) -> Result<()> {
         let found = self.len();
         if !(1..=MAX_SIDE).contains(&found) {
             return Err(Error::invalid(format!(
@@ -208,17 +228,24 @@ impl Axis {
             let message = format!("the grid names style number {}, there are {styles}", style + 1);
             return Err(Error::invalid(message));
         }
-        let weights = match self {
-            Self::Weight { values, .. } | Self::Weights(values) => &values[..],
-            _ => &[],
+        let (weights, steps) = match self {
+            Self::Weight { values, .. } | Self::Weights(values) => (&values[..], &[][..]),
+            Self::Steps(steps) => (&[][..], &steps[..]),
+            _ => (&[][..], &[][..]),
         };
-        match weights.iter().find(|weight| !weight.is_finite()) {
-            Some(weight) => Err(Error::invalid(format!("expected weights that are numbers, found {weight}"))),
+        if let Some(weight) = weights.iter().find(|w| !(-MAX_WEIGHT..=MAX_WEIGHT).contains(*w)) {
+            return Err(Error::invalid(format!(
+                "expected weights from -{MAX_WEIGHT} to {MAX_WEIGHT}, found {weight}"
+            )));
+        }
+        match steps.iter().find(|steps| !(1..=MAX_STEPS).contains(*steps)) {
+            Some(steps) => Err(Error::invalid(format!("expected 1 to {MAX_STEPS} steps, found {steps}"))),
             None => Ok(()),
         }
     }
 
-    fn styles(&self) -> &[usize] {
+    /// The styles it names, by their place.
+    pub fn styles(&self) -> &[usize] {
         match self {
             Self::Weight { style, .. } => std::slice::from_ref(style),
             Self::Styles(styles) => styles,
