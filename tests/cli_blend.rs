@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use assert_cmd::Command;
-use predicates::str::contains;
+use predicates::{prelude::PredicateBooleanExt as _, str::contains};
 use tempfile::TempDir;
 
 fn scumble(folder: &Path) -> Command {
@@ -57,6 +57,51 @@ fn a_recipe_holds_every_weight() {
 }
 
 #[test]
+fn a_recipe_means_what_a_file_holds_not_its_name() {
+    let dir = studio();
+    let root = dir.path();
+    let draw = [&["generate", "cat, flat icon <lora:riso:0.9>"], &QUICK[..]].concat();
+    scumble(root).args(&draw).assert().success();
+    let first = pixels(&root.join("out/00001-7.png"));
+    let again = |out: &str, more: &[&str]| {
+        scumble(root).args(["generate", "--from", "out/00001-7.png", "--out", out]).args(more).assert()
+    };
+    let [riso, blueprint] = ["riso", "blueprint"].map(|name| root.join(format!("loras/{name}.safetensors")));
+    // Of several of one name the right one, wherever it lies.
+    fs::create_dir(root.join("a")).unwrap();
+    fs::copy(&blueprint, root.join("a/riso.safetensors")).unwrap();
+    again("b", &["--lora-dir", "a"]).success();
+    assert_eq!(pixels(&root.join("b/00001-7.png")), first);
+    // One that was renamed, although another has its name by now.
+    fs::remove_dir_all(root.join("a")).unwrap();
+    fs::rename(&riso, root.join("loras/print.safetensors")).unwrap();
+    fs::copy(&blueprint, &riso).unwrap();
+    again("c", &[]).success().stderr(contains("`riso` is ./loras/print.safetensors here"));
+    assert_eq!(pixels(&root.join("c/00001-7.png")), first);
+    // One that is gone is not replaced by a stranger.
+    fs::remove_file(root.join("loras/print.safetensors")).unwrap();
+    let refused = again("d", &[]).code(1).stderr(contains("riso.safetensors: is another file than"));
+    refused.stderr(contains("hint: `--lora-dir`").and(contains("`--allow-other-adapters`")));
+    assert!(!root.join("d").exists());
+    again("e", &["--allow-other-adapters"]).success().stderr(contains("the picture will differ"));
+    assert_ne!(pixels(&root.join("e/00001-7.png")), first);
+}
+
+#[test]
+fn blocks_that_the_model_has_not_are_named() {
+    let dir = studio();
+    for (weight, block) in [("1,down.9=0.5", "down.9"), ("0.5,in11=0", "in11")] {
+        let lora = format!("riso:{weight}");
+        for command in ["generate", "check-blend"] {
+            let run = scumble(dir.path()).args([command, "cat", "--lora", &lora]).assert().code(1);
+            run.stderr(contains(format!("the weight of `riso`: the model has no block `{block}`"))).stderr(
+                contains("hint: its blocks are down.0, down.1, down.2, mid, up.0, up.1, up.2; or in00 to"),
+            );
+        }
+    }
+}
+
+#[test]
 fn the_guard_names_culprits() {
     let dir = studio();
     let root = dir.path();
@@ -96,6 +141,13 @@ fn a_grid_shows_both_axes() {
     let bytes = fs::read(root.join("sides/00001-7-grid.png")).unwrap();
     let text = String::from_utf8_lossy(&bytes);
     assert!(text.contains("X Type: Weight of riso, X Values: \"0, 0.6\", Y Type: Steps"), "no recipe");
+    // Its file draws all of it again, a square one's too.
+    for (file, out) in [("sides/00001-7-grid.png", "sides2"), ("out/00001-7-grid.png", "out2")] {
+        scumble(root).args(["generate", "--from", file, "--out", out]).assert().success();
+        assert_eq!(pixels(&root.join(out).join("00001-7-grid.png")), pixels(&root.join(file)));
+    }
+    let several = ["generate", "--from", "sides/00001-7-grid.png", "--count", "2"];
+    scumble(root).args(several).assert().code(1).stderr(contains("a grid is one picture"));
     // The corner is the picture of its own.
     let alone = ["generate", "cat", "--lora", "riso:0.6", "--lora-mode", "live", "--out", "alone"];
     scumble(root).args([&alone[..], &QUICK[..]].concat()).assert().success();

@@ -98,6 +98,12 @@ impl FileHashes {
         Self::short(&Digests { file, data })
     }
 
+    /// True if `short` is how something calls a file: the first digits, at least eight, of one of its hashes.
+    pub fn is_called(digests: &Digests, short: &str) -> bool {
+        let short = short.to_ascii_lowercase();
+        short.len() >= 8 && (digests.data.starts_with(&short) || digests.file.starts_with(&short))
+    }
+
     /// The short forms that sites and pictures name.
     pub fn short(digests: &Digests) -> Self {
         Self { auto_v2: digests.file[..10].into(), auto_v3: digests.data[..12].into() }

@@ -37,8 +37,9 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         return Err(Error::invalid("there is no adapter to check")
             .with_hint("name some: `--lora a.safetensors:0.8 --lora b.safetensors:0.6`"));
     }
+    let found = loras::find(&wanted, context)?;
     let (mut pipeline, _) = setup::open_model(&args.model, context)?;
-    let (blend, used) = loras::load(&wanted, &mut pipeline, context)?;
+    let (blend, used) = loras::load(&wanted, found, &mut pipeline, context)?;
     pipeline.set_blend(blend)?;
     let report = pipeline.blend_report()?;
     let console = &context.console;

@@ -3,11 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use crate::{
-    adapter::library::{Entry, Library},
+    adapter::{
+        format::folder,
+        library::{Entry, Library},
+        metadata::FileHashes,
+    },
     error::{Error, Result},
     files::walk,
     progress::CancelToken,
+    weights::hashes::HashCache,
 };
+
+/// Where kohya's files say the hash of their weights, which may be that of an earlier state.
+const SAID_HASH: &str = "sshs_model_hash";
 
 /// Where adapters that are only named are looked for.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +47,7 @@ impl<'a> Shelves<'a> {
         let name = path.to_string_lossy();
         self.find(name.strip_suffix(".safetensors").unwrap_or(&name)).map_err(|e| {
             let hint = e.hint().unwrap_or_default().to_owned();
-            Error::invalid(format!("{name}: there is no such file, and {e}")).with_hint(hint)
+            Error::file(path, format!("there is no such file, and {e}")).with_hint(hint)
         })
     }
 
@@ -74,6 +82,51 @@ impl<'a> Shelves<'a> {
             return Ok(file);
         }
         Err(self.not_found(name, &all))
+    }
+
+    /// The first file with this stem whose content has the hash, in whichever of the folders.
+    ///
+    /// # Errors
+    /// If the user asked to stop.
+    pub fn named_with_hash(&self, name: &str, hash: &str) -> Result<Option<PathBuf>> {
+        let in_folder = |folder: &PathBuf| walk::files_in(folder, &["safetensors"], walk::NEAR);
+        let all = self.folders.iter().filter_map(|folder| in_folder(folder).ok()).flatten();
+        self.with_hash(all.filter(|path| stem(path) == name), hash)
+    }
+
+    /// The first adapter whose content has the hash. Those that are known to have it, or say so themselves, are looked
+    /// at first: where it is none of these, all are read.
+    ///
+    /// # Errors
+    /// If the user asked to stop.
+    pub fn any_with_hash(&self, hash: &str) -> Result<Option<PathBuf>> {
+        let cache = HashCache::from_env();
+        let says_so = |path: &PathBuf| {
+            folder::map(path).is_ok_and(|file| {
+                cache.known(&file).is_some_and(|digests| FileHashes::is_called(&digests, hash))
+                    || file.metadata().get(SAID_HASH).is_some_and(|said| said.starts_with(hash))
+            })
+        };
+        let mut adapters = Vec::new();
+        for folder in self.folders {
+            // Checkpoints lie there, too, and are long to read.
+            adapters.extend(self.entries(folder)?.into_iter().filter(|(_, entry)| entry.content.is_ok()));
+        }
+        let paths = adapters.into_iter().map(|(path, _)| path);
+        let (likely, others): (Vec<PathBuf>, Vec<PathBuf>) = paths.partition(says_so);
+        self.with_hash(likely.into_iter().chain(others), hash)
+    }
+
+    fn with_hash(&self, files: impl IntoIterator<Item = PathBuf>, hash: &str) -> Result<Option<PathBuf>> {
+        let cache = HashCache::from_env();
+        for path in files {
+            // What cannot be read is not it.
+            let Ok(file) = folder::map(&path) else { continue };
+            if FileHashes::is_called(&cache.digests(&file, self.cancel)?, hash) {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 
     fn not_found(&self, name: &str, all: &[(PathBuf, Entry)]) -> Error {

@@ -14,13 +14,13 @@ use super::{
     setup,
 };
 use crate::{
-    adapter::{Blend, BlendMode},
+    adapter::BlendMode,
     diffusion::{Sampler, SigmaSchedule},
     error::{Error, Result},
     files::{self, NewFolder},
     pipeline::{
         GenerateRequest, Generated, Pipeline,
-        grid::Grid,
+        grid::{Grid, MAX_SIDE},
         hires::MAX_SCALE,
         infotext::{self, Recipe},
         request::{MAX_CFG_SCALE, MAX_CLIP_SKIP, MAX_COUNT, MAX_SIDE_PX, MAX_STEPS},
@@ -104,7 +104,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "NAME", value_parser = setup::hinted::<Emphasis>)]
     pub emphasis: Option<Emphasis>,
     /// Draw one picture at N by N weights of the first two styles, from 0 to what is given, as a single labelled picture
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(2, MAX_SIDE))]
     pub grid: Option<usize>,
     /// What changes from left to right in a grid: weight:STYLE=0,0.5,1, weights=…, steps=…, seed=… or style=A,B
     #[arg(long, value_name = "WHAT=VALUES", conflicts_with = "grid")]
@@ -112,18 +112,24 @@ pub(super) struct Args {
     /// What changes from top to bottom
     #[arg(long, value_name = "WHAT=VALUES", requires = "grid_x")]
     pub grid_y: Option<String>,
-    /// Repeat a picture by the recipe in its file; further options change single things
+    /// Repeat a picture, or a grid, by the recipe in its file; further options change single things
     #[arg(long, value_name = "PICTURE")]
     pub from: Option<PathBuf>,
+    /// Take adapters by their names even if the recipe's hashes say that they are others
+    #[arg(long, requires = "from")]
+    pub allow_other_adapters: bool,
 }
 
 pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
     let mut plan = recipe::plan(args, context)?;
+    let found = loras::find(&plan.loras, context)?;
+    let grid = grid::wanted(args, &plan, &found)?;
     // Found out now and not after the first picture. A run that fails before it leaves no folder.
     let _folder = NewFolder::make(&args.out)?;
     files::check_writable(&args.out)?;
     let (mut pipeline, model_hash) = setup::open_model(&plan.model, context)?;
-    if let (Some(expected), Some(found)) = (&plan.model_hash, &model_hash)
+    if let (Some(expected), Some(found)) = (&plan.repeats.model_hash, &model_hash)
+        && args.model.is_none()
         && expected != found
     {
         context.console.note(&format!(
@@ -132,10 +138,10 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
         ));
     }
     let words = embeddings::apply(&plan.embeddings, &plan.request, &mut pipeline, context)?;
-    let used = loras::apply(&plan.loras, &mut pipeline, context)?;
+    let used = loras::apply(&plan.loras, found, &mut pipeline, context)?;
     let size_px = plan.request.size_on(&pipeline)?;
     plan.request.cfg_scale = Some(plan.request.cfg_scale_on(&pipeline));
-    if let Some(grid) = args.grid(pipeline.blend())? {
+    if let Some(grid) = grid {
         let fused = pipeline.blend().mode == BlendMode::Fused;
         let mode = if fused { BlendMode::Fused } else { BlendMode::Live };
         let recipe = plan.recipe(plan.request.seed, size_px, (&used, mode), &words, model_hash);
@@ -160,16 +166,6 @@ pub(super) fn run(args: &Args, context: &mut Context) -> Result<()> {
             .result(&path.display().to_string(), &json!({ "event": "picture", "path": path, "seed": seed }));
     }
     outcome
-}
-
-impl Args {
-    fn grid(&self, blend: &Blend) -> Result<Option<Grid>> {
-        match (self.grid, &self.grid_x) {
-            (Some(n), _) => grid::of(n, blend).map(Some),
-            (None, Some(x)) => grid::sides(x, self.grid_y.as_deref(), blend).map(Some),
-            (None, None) => Ok(None),
-        }
-    }
 }
 
 /// What was drawn before an interruption is kept.

@@ -16,6 +16,8 @@ use crate::{
     weights::hashes::HashCache,
 };
 
+/// The SHA-256 of no bytes.
+const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 /// More adapters than this are not looked through for overlap unasked: it takes time.
 const GUARDED: usize = 4;
 
@@ -87,6 +89,7 @@ impl BlendArgs {
             files: [&self.lora[..], &file.adapters].concat(),
             named,
             folders,
+            other_adapters: false,
             loading: self.loading,
             normalize: self.normalize || file.normalize,
             mode: file.mode,
@@ -100,14 +103,80 @@ pub(super) struct Wanted {
     pub files: Vec<LoraArg>,
     pub named: Vec<LoraUse>,
     pub folders: Vec<PathBuf>,
+    /// Allows files of other content than a recipe says, by their names.
+    pub other_adapters: bool,
     pub loading: LoadArgs,
     pub normalize: bool,
     pub mode: BlendMode,
 }
 
+impl Wanted {
+    /// What the adapters were called, in order.
+    pub fn names(&self) -> Vec<String> {
+        let named = self.named.iter().map(|lora| lora.name.clone());
+        self.files.iter().map(|lora| stem(&lora.path)).chain(named).collect()
+    }
+}
+
+/// The files that are meant, before any model is opened.
+pub(super) fn find(wanted: &Wanted, context: &Context) -> Result<Vec<LoraArg>> {
+    let cache = files::cache_folder();
+    let shelves = Shelves { folders: &wanted.folders, cache: Some(&cache), cancel: &context.cancel };
+    let mut found = Vec::new();
+    for LoraArg { path, strength } in &wanted.files {
+        found.push(LoraArg { path: shelves.file_or_named(path)?, strength: strength.clone() });
+    }
+    for lora in &wanted.named {
+        let path = match lora.hash.as_deref().filter(|hash| is_hash(hash)) {
+            Some(hash) => of_recipe((&lora.name, hash), wanted, shelves, context)?,
+            None => shelves.find(&lora.name)?,
+        };
+        found.push(LoraArg { path, strength: lora.strength.clone() });
+    }
+    Ok(found)
+}
+
+/// The file a recipe means: what it holds counts, not what it is called.
+fn of_recipe(
+    (name, hash): (&str, &str),
+    wanted: &Wanted,
+    shelves: Shelves<'_>,
+    context: &Context,
+) -> Result<PathBuf> {
+    if let Some(path) = shelves.named_with_hash(name, hash)? {
+        return Ok(path);
+    }
+    let note = |text: String| context.console.note(&text);
+    note(format!("looking for the recipe's `{name}` by its hash {hash}"));
+    if let Some(path) = shelves.any_with_hash(hash)? {
+        note(format!("`{name}` is {} here", path.display()));
+        return Ok(path);
+    }
+    let path = shelves.find(name)?;
+    let message = format!("is another file than the recipe's `{name}`, whose hash is {hash}");
+    if wanted.other_adapters {
+        note(format!("warning: {} {message}: the picture will differ", path.display()));
+        return Ok(path);
+    }
+    Err(Error::file(path, message).with_hint(
+        "`--lora-dir` names a folder with the right one; `--allow-other-adapters` draws with this one",
+    ))
+}
+
+/// False for what no file can have: some programs write the hash of nothing where they know none.
+fn is_hash(text: &str) -> bool {
+    let digits = text.len() >= 8 && text.bytes().all(|b| b.is_ascii_hexdigit());
+    digits && !OF_NOTHING.starts_with(&text.to_ascii_lowercase())
+}
+
 /// Loads adapters, blends them into the pipeline and returns what recipes say of them.
-pub(super) fn apply(wanted: &Wanted, pipeline: &mut Pipeline, context: &Context) -> Result<Vec<LoraUse>> {
-    let (blend, used) = load(wanted, pipeline, context)?;
+pub(super) fn apply(
+    wanted: &Wanted,
+    found: Vec<LoraArg>,
+    pipeline: &mut Pipeline,
+    context: &Context,
+) -> Result<Vec<LoraUse>> {
+    let (blend, used) = load(wanted, found, pipeline, context)?;
     let guarded = blend.entries.len() <= GUARDED;
     let may_be_much = blend.entries.len() > 1
         || blend.entries.iter().any(|e| e.strength.at_peak().unet().peak().abs() > guard::LIMIT);
@@ -123,23 +192,21 @@ pub(super) fn apply(wanted: &Wanted, pipeline: &mut Pipeline, context: &Context)
 /// Loads adapters without applying them.
 pub(super) fn load(
     wanted: &Wanted,
+    found: Vec<LoraArg>,
     pipeline: &mut Pipeline,
     context: &Context,
 ) -> Result<(Blend, Vec<LoraUse>)> {
-    let cache = files::cache_folder();
-    let shelves = Shelves { folders: &wanted.folders, cache: Some(&cache), cancel: &context.cancel };
-    let mut all = Vec::new();
-    for lora in &wanted.files {
-        let path = shelves.file_or_named(&lora.path)?;
-        all.push((LoraArg { path, strength: lora.strength.clone() }, None));
-    }
-    for lora in &wanted.named {
-        let path = shelves.find(&lora.name)?;
-        all.push((LoraArg { path, strength: lora.strength.clone() }, lora.hash.as_deref()));
-    }
     let mut blend = Blend { mode: wanted.mode, normalize: wanted.normalize, ..Blend::new() };
-    let mut used = Vec::new();
-    for (LoraArg { path, mut strength }, expected) in all {
+    let (mut used, table) = (Vec::new(), pipeline.name_table()?);
+    for (index, LoraArg { path, mut strength }) in found.into_iter().enumerate() {
+        let repeated =
+            index.checked_sub(wanted.files.len()).and_then(|at| wanted.named.get(at)?.hash.as_ref());
+        match strength.check_blocks(&table).map_err(|e| e.context(format!("the weight of `{}`", stem(&path))))
+        {
+            // The viewer keeps factors on blocks that only other models have.
+            Err(e) if repeated.is_some() => context.console.note(&format!("warning: {e}")),
+            checked => checked?,
+        }
         let adapter = pipeline.load_adapter(&path, &wanted.loading.options())?;
         let name = stem(&path);
         let report = &adapter.report;
@@ -154,13 +221,6 @@ pub(super) fn load(
         }
         let file = folder::map(&path)?;
         let hash = FileHashes::short(&HashCache::from_env().digests(&file, &context.cancel)?).auto_v3;
-        if let Some(expected) = expected.filter(|e| *e != hash) {
-            context.console.note(&format!(
-                "warning: {} is another file than the recipe names (hash {hash}, expected {expected}): \
-                 the picture will differ",
-                path.display()
-            ));
-        }
         strength.read_mask(&mut engine::read_mask)?;
         used.push(LoraUse { name: name.clone(), strength: strength.clone(), hash: Some(hash) });
         blend = blend.with(name, adapter, strength);

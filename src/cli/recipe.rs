@@ -26,8 +26,8 @@ const WHOLE_LOKR_SCALE: &str = "Whole LoKr scale";
 pub(super) struct Plan {
     pub request: GenerateRequest,
     pub model: String,
-    /// The model's hash in the recipe that is repeated.
-    pub model_hash: Option<String>,
+    /// The recipe that is repeated; an empty one if there is none.
+    pub repeats: Recipe,
     pub loras: Wanted,
     pub embeddings: embeddings::Wanted,
 }
@@ -86,18 +86,13 @@ pub(super) fn plan(args: &Args, context: &Context) -> Result<Plan> {
         loras.mode = recipe.other(LORA_MODE).and_then(|mode| mode.parse().ok()).unwrap_or_default();
     }
     loras.mode = args.lora_mode.unwrap_or(loras.mode);
+    loras.other_adapters = args.allow_other_adapters;
     let embeddings = embeddings(args, &recipe, &request);
     if args.from.is_some() && args.model.is_none() && recipe.model.is_none() {
         context.console.note("warning: the recipe names no model; `mini` is used");
     }
     let model = args.model.clone().or_else(|| recipe.model.clone()).unwrap_or_else(|| "mini".into());
-    Ok(Plan {
-        request,
-        model,
-        model_hash: recipe.model_hash.filter(|_| args.model.is_none()),
-        loras,
-        embeddings,
-    })
+    Ok(Plan { request, model, repeats: recipe, loras, embeddings })
 }
 
 /// Of a recipe's embeddings those whose names are in the prompts, whether these are the recipe's or not.
