@@ -42,6 +42,14 @@ pub enum Error {
         /// What happened.
         source: Box<Error>,
     },
+    /// The file another error is about.
+    #[error("{}: {source}", path.display())]
+    At {
+        /// Which.
+        path: PathBuf,
+        /// What happened.
+        source: Box<Error>,
+    },
     /// Another error, with what the user may do about it.
     #[error("{source}")]
     Hinted {
@@ -83,6 +91,12 @@ impl Error {
         Self::Context { context: context.into(), source: Box::new(self) }
     }
 
+    /// Adds which file it is about.
+    #[must_use]
+    pub fn at(self, path: impl AsRef<Path>) -> Self {
+        Self::At { path: path.as_ref().to_path_buf(), source: Box::new(self) }
+    }
+
     /// Says `to` wherever it says `from`: what is written under a temporary name is known by its own.
     #[must_use]
     pub(crate) fn renamed(self, from: &Path, to: &Path) -> Self {
@@ -97,6 +111,7 @@ impl Error {
             Self::File { path: p, message } => Self::File { path: path(p), message: text(message) },
             Self::Invalid(message) => Self::Invalid(text(message)),
             Self::Context { context, source } => source.renamed(from, to).context(text(context)),
+            Self::At { path: p, source } => source.renamed(from, to).at(path(p)),
             Self::Hinted { source, hint } => source.renamed(from, to).with_hint(hint),
             other => other,
         }
@@ -106,7 +121,7 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Hinted { hint, .. } => Some(hint),
-            Self::Context { source, .. } => source.hint(),
+            Self::Context { source, .. } | Self::At { source, .. } => source.hint(),
             Self::Tensor(_) if self.is_out_of_memory() => Some(
                 "a smaller size, or fewer pictures at once, needs less memory; so does `--dtype bf16` or `f16`",
             ),
@@ -117,7 +132,9 @@ impl Error {
     /// True if the device had no room for a tensor.
     pub fn is_out_of_memory(&self) -> bool {
         match self {
-            Self::Context { source, .. } | Self::Hinted { source, .. } => source.is_out_of_memory(),
+            Self::Context { source, .. } | Self::At { source, .. } | Self::Hinted { source, .. } => {
+                source.is_out_of_memory()
+            }
             Self::Tensor(e) => {
                 let reason = e.to_string().to_lowercase();
                 ["out_of_memory", "out of memory", "alloc_failed"].iter().any(|word| reason.contains(word))
@@ -126,11 +143,23 @@ impl Error {
         }
     }
 
+    /// The file it is about, if it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. } | Self::File { path, .. } => Some(path),
+            Self::At { path, source } => source.path().or(Some(path)),
+            Self::Context { source, .. } | Self::Hinted { source, .. } => source.path(),
+            Self::Invalid(_) | Self::Cancelled | Self::Tensor(_) => None,
+        }
+    }
+
     /// True if the cause is the user's wish to stop.
     pub fn is_cancelled(&self) -> bool {
         match self {
             Self::Cancelled => true,
-            Self::Context { source, .. } | Self::Hinted { source, .. } => source.is_cancelled(),
+            Self::Context { source, .. } | Self::At { source, .. } | Self::Hinted { source, .. } => {
+                source.is_cancelled()
+            }
             _ => false,
         }
     }
@@ -183,6 +212,7 @@ mod tests {
         let e = e.renamed(from, to);
         assert_eq!(e.to_string().replace('\\', "/"), "writing a/style: a/style/unet/x: too long");
         assert_eq!(e.hint(), Some("shorten it"));
+        assert_eq!(e.path(), Some(Path::new("a/style/unet/x")));
     }
 
     #[test]

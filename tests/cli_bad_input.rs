@@ -302,6 +302,12 @@ fn adapters_that_do_not_fit() {
         (name, TensorView::new(Dtype::F32, shape.clone(), &bytes[..*len]).unwrap())
     });
     put(root, "sd15.safetensors", safetensors::serialize(views, None).unwrap());
+    let butterfly = [("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.oft_blocks", {
+        TensorView::new(Dtype::F32, vec![2, 40, 2, 2], &bytes[..4 * 2 * 40 * 4]).unwrap()
+    })];
+    put(root, "boft.safetensors", safetensors::serialize(butterfly, None).unwrap());
+    let family = "hint: choose a model of the adapter's family with `--model`";
+    refused(root, &["generate", "a cat", "--lora", "boft.safetensors"], &["the butterfly blocks", family]);
     put(root, "page.safetensors", "<!DOCTYPE html><html>sign in</html>");
     put(root, "cut.safetensors", [8, 0, 0, 0, 0, 0, 0]);
     refused(root, &["generate", "a cat", "--lora", "sd15.safetensors:0.8"], &["sd15.safetensors", "SD 1.x"]);
@@ -354,12 +360,6 @@ fn outputs_whose_names_mislead() {
             ["expected the name of a folder, found `.safetensors`", "hint: write to c"],
         ),
         (
-    let butterfly = [("lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q.oft_blocks", {
-        TensorView::new(Dtype::F32, vec![2, 40, 2, 2], &bytes[..4 * 2 * 40 * 4]).unwrap()
-    })];
-    put(root, "boft.safetensors", safetensors::serialize(butterfly, None).unwrap());
-    let family = "hint: choose a model of the adapter's family with `--model`";
-    refused(root, &["generate", "a cat", "--lora", "boft.safetensors"], &["the butterfly blocks", family]);
             &["bake", "--model", "mini", "-l", "a.safetensors", "-o", "c.ckpt"],
             [
                 "expected the name of a folder, found `.ckpt`",
@@ -424,10 +424,28 @@ fn pipes_in_the_place_of_pictures() {
 }
 
 #[test]
-fn usage_errors_are_json_too() {
+fn errors_are_json_too_and_name_the_file() {
     let dir = TempDir::new().unwrap();
-    let run = scumble(dir.path()).args(["generate", "cat", "--json", "--stesp", "2"]).assert().code(1);
-    let line: serde_json::Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
-    assert_eq!(line["event"], "error");
-    assert!(line["message"].as_str().is_some_and(|message| message.contains("--stesp")), "{line}");
+    put(dir.path(), "page.safetensors", "<!DOCTYPE html><html>sign in</html>");
+    put(dir.path(), "mix.toml", "[[adapter]]\nfile = \"a\"\nweight = \"x\"");
+    let error = |more: &[&str]| {
+        let run = scumble(dir.path()).args(["generate", "cat", "--json"]).args(more).assert().code(1);
+        let said = String::from_utf8(run.get_output().stdout.clone()).unwrap();
+        let line: serde_json::Value = serde_json::from_str(said.lines().last().unwrap()).unwrap();
+        assert_eq!(line["event"], "error");
+        line
+    };
+    let usage = error(&["--stesp", "2"]);
+    assert!(usage["message"].as_str().is_some_and(|message| message.contains("--stesp")), "{usage}");
+    assert!(usage["path"].is_null());
+    for (option, file) in [
+        ("--lora", "page.safetensors"),
+        ("--lora", "gone.safetensors"),
+        ("--blend", "mix.toml"),
+        ("--from", "gone.png"),
+        ("--init", "page.safetensors"),
+    ] {
+        assert_eq!(error(&[option, file])["path"], file, "{option}");
+    }
+    assert!(error(&["--size", "100x100"])["path"].is_null());
 }

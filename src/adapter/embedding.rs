@@ -55,10 +55,9 @@ impl Embedding {
         let path = path.as_ref();
         let file = open(path)?;
         let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
-        let found = slots(&file).map_err(|e| e.context(path.display().to_string()))?;
+        let found = slots(&file).map_err(|e| e.at(path))?;
         let hash = format!("{:x}", Sha256::digest(file.file_bytes()))[..12].to_string();
-        let embedding =
-            fit(name, &file, &found, &widths(table)).map_err(|e| e.context(path.display().to_string()))?;
+        let embedding = fit(name, &file, &found, &widths(table)).map_err(|e| e.at(path))?;
         Ok(Self { hash: Some(hash), ..embedding })
     }
 

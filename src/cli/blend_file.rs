@@ -72,7 +72,7 @@ impl BlendFile {
         let folder = path.parent().unwrap_or(Path::new(""));
         let entry = |entry: Entry| {
             let name = entry.file.display().to_string();
-            entry.parse(folder).map_err(|e| e.context(format!("{}: {name}", path.display())))
+            entry.parse(folder).map_err(|e| e.context(name).at(path))
         };
         Ok(Self {
             adapters: mix.adapter.into_iter().map(entry).collect::<Result<_>>()?,

@@ -70,7 +70,7 @@ struct Findings<'a> {
 impl<'a> Findings<'a> {
     fn of(path: &'a Path, args: &Args, cancel: &CancelToken) -> Result<Self> {
         let file = folder::look(path)?;
-        let mut survey = Survey::of(&file).map_err(|e| e.context(path.display().to_string()))?;
+        let mut survey = Survey::of(&file).map_err(|e| e.at(path))?;
         let metadata = Metadata(file.metadata().clone());
         let stated = metadata.get("sshs_model_hash").and_then(|hash| hash.get(..12)).map(str::to_lowercase);
         let on_disk = std::fs::metadata(path).ok().filter(std::fs::Metadata::is_file);

@@ -120,7 +120,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>, cancel: CancelToken) -
         Ok(cli) => cli,
         Err(help) => {
             if help.use_stderr() && json {
-                let line = serde_json::json!({ "event": "error", "message": help.to_string(), "hint": null });
+                let message = help.to_string();
+                let line =
+                    serde_json::json!({ "event": "error", "message": message, "hint": null, "path": null });
                 writeln!(std::io::stdout(), "{line}").ok();
             }
             help.print().ok();
@@ -206,8 +208,8 @@ fn for_each_file(
 
 fn report(error: &Error, console: &Console) {
     if console.is_json() {
-        let line =
-            serde_json::json!({ "event": "error", "message": error.to_string(), "hint": error.hint() });
+        let (message, hint, path) = (error.to_string(), error.hint(), error.path());
+        let line = serde_json::json!({ "event": "error", "message": message, "hint": hint, "path": path });
         console.data(&line.to_string());
     }
     let mut stderr = std::io::stderr().lock();

@@ -185,7 +185,9 @@ fn bare(error: &Error) -> String {
     match error {
         Error::File { message, .. } => message.clone(),
         Error::Io { source, .. } => source.to_string(),
-        Error::Hinted { source, .. } | Error::Context { source, .. } => bare(source),
+        Error::Hinted { source, .. } | Error::Context { source, .. } | Error::At { source, .. } => {
+            bare(source)
+        }
         e => e.to_string(),
     }
 }

@@ -58,7 +58,7 @@ pub(super) fn library(folder: PathBuf, task: Task<'_>) -> Result<()> {
 
 /// What one adapter's file says of itself.
 pub(super) fn describe(path: PathBuf, task: Task<'_>) -> Result<()> {
-    let card = Card::of(&folder::look(&path)?).map_err(|e| e.context(path.display().to_string()))?;
+    let card = Card::of(&folder::look(&path)?).map_err(|e| e.at(&path))?;
     task.send(Event::Described { job: task.id, path, card: Box::new(card) });
     Ok(())
 }

@@ -32,7 +32,7 @@ use crate::{
 const NEAREST_LOOKUPS: usize = 5;
 
 pub(crate) fn read(path: &Path, table: &NameTable, options: &LoadOptions) -> Result<Adapter> {
-    read_opened(&folder::open(path)?, table, options).map_err(|e| e.context(path.display().to_string()))
+    read_opened(&folder::open(path)?, table, options).map_err(|e| e.at(path))
 }
 
 /// What of a file would be applied, however little that is: only a damaged file is refused.

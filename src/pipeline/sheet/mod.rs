@@ -97,7 +97,7 @@ pub fn small(picture: &RgbImage, longest_px: u32) -> Cow<'_, RgbImage> {
 /// # Errors
 /// If the file cannot be written.
 pub fn write_png(path: &Path, picture: &RgbImage) -> Result<()> {
-    files::write_bytes(path, &encode_png(picture).map_err(|e| e.context(path.display().to_string()))?)
+    files::write_bytes(path, &encode_png(picture).map_err(|e| e.at(path))?)
 }
 
 fn encode_png(picture: &RgbImage) -> Result<Vec<u8>> {
