@@ -84,7 +84,7 @@ pub(super) fn prepare(case: &Case, cancel: &CancelToken) -> Result<(usize, Work)
 }
 
 /// The losses of the first `steps` training steps.
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 pub(super) fn losses(case: &Case, steps: u64) -> Result<Vec<f64>> {
     let cancel = CancelToken::default();
     let (mut learner, batch) = Prepared::of(case, &cancel)?.learner(case.task == Task::TrainCheckpointing)?;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::{ops::cuda::emulated::on_a_card, weights::Family};
+use crate::weights::Family;
 
 fn case(task: Task) -> Case {
     let subject = Subject::Real("mini".into());
@@ -31,16 +31,22 @@ fn the_error_of_half_precision_is_that_of_its_rounding() -> Result<()> {
 }
 
 /// Whole networks as they run on a card: its kernels, emulated.
+#[cfg(target_os = "linux")]
 #[test]
 fn a_card_errs_by_its_rounding_alone() -> Result<()> {
+    use crate::ops::cuda::emulated::on_a_card;
     let cancel = CancelToken::default();
     for task in [Task::Unet, Task::VaeDecode, Task::VaeEncode, Task::Text] {
-        let rounded = on_a_card(|| error(&Case { dtype: DType::BF16, ..case(task) }, &cancel))?;
+        let work = || error(&Case { dtype: DType::BF16, ..case(task) }, &cancel);
+        let Some(rounded) = on_a_card(work) else { return Ok(()) };
+        let rounded = rounded?;
         assert!((1e-4..0.1).contains(&rounded.unwrap_or_default()), "{task}: {rounded:?}");
     }
     let exact = task::losses(&case(Task::Train), 4)?;
     for task in [Task::Train, Task::TrainCheckpointing] {
-        let found = on_a_card(|| task::losses(&Case { dtype: DType::BF16, ..case(task) }, 4))?;
+        let work = || task::losses(&Case { dtype: DType::BF16, ..case(task) }, 4);
+        let Some(found) = on_a_card(work) else { return Ok(()) };
+        let found = found?;
         for (found, exact) in found.iter().zip(&exact) {
             assert!((found / exact - 1.0).abs() < 2e-2, "{task}: {found} against {exact}");
         }

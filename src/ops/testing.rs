@@ -1,8 +1,12 @@
 //! How every op is tested: value and gradients against its reference and against finite differences.
 
+#[cfg(target_os = "linux")]
+mod kernels;
+
 use candle_core::{D, DType, Device, Tensor, Var};
 
-use super::cuda::{Card, emulated::Emulator};
+#[cfg(target_os = "linux")]
+pub(crate) use self::kernels::{HALVES, check_kernel, check_kernel_in};
 use crate::{
     error::Result,
     ops::backward,
@@ -43,59 +47,6 @@ pub(crate) fn check_half(x: &Tensor, branch: &Var, op: impl Fn(&Tensor) -> Resul
     for dtype in [DType::F16, DType::BF16] {
         for (half, exact) in results(dtype)?.iter().zip(&exact) {
             close(half, exact, 2e-2)?;
-        }
-    }
-    Ok(())
-}
-
-/// What the kernels of a card are tested in, and how exact they are.
-pub(crate) const DTYPES: &[(DType, f64)] = &[(DType::F32, 2e-5), (DType::F16, 3e-3), (DType::BF16, 2e-2)];
-/// What tensor cores take.
-pub(crate) const HALVES: &[(DType, f64)] = &[(DType::F16, 5e-3), (DType::BF16, 3e-2)];
-
-/// Checks the kernels of a card, emulated, in each dtype: the value and the gradients against those of `reference` in f32
-/// on the same numbers, and that the order threads run in changes no bit. `kernel` is given the gradient of its value.
-pub(crate) fn check_kernel(
-    inputs: &[&Tensor],
-    kernel: impl Fn(&dyn Card, &[Tensor], &Tensor) -> Result<(Tensor, Vec<Tensor>)>,
-    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Result<()> {
-    check_kernel_in(DTYPES, inputs, kernel, reference)
-}
-
-/// The same in some dtypes, each with its tolerance.
-pub(crate) fn check_kernel_in(
-    dtypes: &[(DType, f64)],
-    inputs: &[&Tensor],
-    kernel: impl Fn(&dyn Card, &[Tensor], &Tensor) -> Result<(Tensor, Vec<Tensor>)>,
-    reference: impl Fn(&[Tensor]) -> Result<Tensor>,
-) -> Result<()> {
-    for (dtype, tolerance) in dtypes {
-        let rounded: Vec<Tensor> = inputs.iter().map(|t| t.to_dtype(*dtype)).collect::<Result<_, _>>()?;
-        let vars: Vec<Var> =
-            rounded.iter().map(|t| Var::from_tensor(&t.to_dtype(DType::F32)?)).collect::<Result<_, _>>()?;
-        let tracked: Vec<Tensor> = vars.iter().map(|v| v.as_tensor().clone()).collect();
-        let value = reference(&tracked)?;
-        let g = random(99, value.dims())?.to_dtype(*dtype)?;
-        let expected = backward(&(&value * g.to_dtype(DType::F32)?)?)?;
-        let run = |order| -> Result<Vec<Tensor>> {
-            let (y, gradients) = kernel(&Emulator { order, capability: 80 }, &rounded, &g)?;
-            Ok([y].into_iter().chain(gradients).collect())
-        };
-        let found = run(0)?;
-        for (found, expected) in
-            found.iter().zip([Some(&value)].into_iter().chain(vars.iter().map(|v| expected.get(v))))
-        {
-            assert_eq!(found.dtype(), *dtype);
-            close(&found.to_dtype(DType::F32)?, &expected.expect("a gradient").detach(), *tolerance)?;
-        }
-        assert_eq!(found.len(), 1 + inputs.len());
-        // Which numbers they are does not matter to a race.
-        for order in if *dtype == dtypes[0].0 { 1..3 } else { 0..0 } {
-            for (again, found) in run(order)?.iter().zip(&found) {
-                let difference = (again.to_dtype(DType::F32)? - found.to_dtype(DType::F32)?)?;
-                assert_eq!(difference.abs()?.max_all()?.to_scalar::<f32>()?, 0.0, "threads race");
-            }
         }
     }
     Ok(())

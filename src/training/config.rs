@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn what_needs_less_memory_is_said_step_by_step() {
-        let config = TrainConfig { batch_size: 4, ..TrainConfig::default() };
+        let config = TrainConfig { batch_size: 4, gradient_checkpointing: false, ..TrainConfig::default() };
         assert!(config.with_less_memory().contains("--batch-size 2 --gradient-accumulation 2"));
         let config = TrainConfig { batch_size: 1, ..config };
         assert!(config.with_less_memory().contains("--gradient-checkpointing"));

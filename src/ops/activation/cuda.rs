@@ -56,7 +56,7 @@ fn run(card: &dyn Card, function: &'static str, inputs: &[&Tensor], half: Option
     Ok(y)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::reference, *};
     use crate::ops::testing::{check_kernel, random};

@@ -116,7 +116,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     k += (long long)blockIdx.z * m * stride + head;
     v += (long long)blockIdx.z * m * stride + head;
     send_tile(queries, q, first, n, ROWS, stride);
-    float sum[DEPTH / 8][4] = {}, largest[2] = {-INFINITY, -INFINITY}, total[2] = {};
+    float sum[DEPTH / 8][4] = {}, largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {};
     int end = causal ? min(m, first + ROWS) : m;
     stream(tiles, k, v, 0, end, m, stride, [&](int at, const T *keys, const T *values) {
         float p[TILE / 8][4];
@@ -130,11 +130,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                 for (int j = 2 * half; j < 2 * half + 2; j++) {
                     int key = at + 8 * i + 2 * (lane % 4) + j % 2;
                     bool visible = key < m && (!causal || key <= row + 8 * half);
-                    p[i][j] = visible ? p[i][j] * (scale * LOG2_E) : -INFINITY;
+                    p[i][j] = visible ? p[i][j] * (scale * LOG2_E) : MINUS_INFINITY;
                     seen = fmaxf(seen, p[i][j]);
                 }
             seen = row_max(seen);
-            float base = seen == -INFINITY ? 0.0f : seen, shrink = exp2f(largest[half] - base), part = 0;
+            float base = seen == MINUS_INFINITY ? 0.0f : seen, shrink = exp2f(largest[half] - base), part = 0;
 #pragma unroll
             for (int i = 0; i < TILE / 8; i++)
 #pragma unroll

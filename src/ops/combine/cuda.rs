@@ -83,7 +83,7 @@ fn kernel<'a>(function: &'static str, like: &Tensor, constants: &'a [(&'static s
     Kernel { module: &MODULE, function, dtype: like.dtype(), constants }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::reference, *};
     use crate::ops::testing::{check_kernel, random};

@@ -145,7 +145,7 @@ impl Product<'_> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::Conv2dGeometry, super::reference, *};
     use crate::ops::testing::{HALVES, check_kernel_in, random};

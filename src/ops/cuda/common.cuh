@@ -66,6 +66,7 @@ DEVICE float silu_slope(float x) {
 }
 
 #define FULL_WARP 0xffffffffu
+#define MINUS_INFINITY __uint_as_float(0xff800000u)
 
 DEVICE float warp_sum(float x) {
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(FULL_WARP, x, step);

@@ -4,13 +4,13 @@
 //! processor (`emulated.rs`), so that arithmetic and synchronisation are checked without a card.
 
 // Launches are compiled, and tested, also where nothing can run them.
-#![cfg_attr(not(any(feature = "cuda", test)), allow(dead_code))]
+#![cfg_attr(not(any(feature = "cuda", all(test, target_os = "linux"))), allow(dead_code))]
 
 #[cfg(feature = "cuda")]
 mod card;
 #[cfg(feature = "cuda")]
 mod compile;
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 pub(crate) mod emulated;
 
 use std::sync::Arc;
@@ -44,7 +44,7 @@ pub(crate) trait Card: Send + Sync {
 /// # Errors
 /// If the card does not say what it is.
 pub(crate) fn card(device: &Device) -> Result<Option<Arc<dyn Card>>> {
-    #[cfg(test)]
+    #[cfg(all(test, target_os = "linux"))]
     if let (true, Some(emulator)) = (device.is_cpu(), emulated::in_its_place()) {
         return Ok(Some(emulator));
     }

@@ -145,7 +145,7 @@ impl Plan {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::reference, *};
     use crate::ops::testing::{check_kernel, random};

@@ -58,7 +58,7 @@ fn run(
     Ok(y)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::reference, *};
     use crate::ops::testing::{check_kernel, random};

@@ -39,7 +39,7 @@ fn run(
     Ok(output)
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::{super::reference, *};
     use crate::ops::testing::{check_kernel, random};
