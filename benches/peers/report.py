@@ -8,7 +8,7 @@ import re
 import statistics
 
 KEY = ("task", "model", "size", "batch", "dtype")
-BEGIN, END = "<!-- benches/peers/run -->", "<!-- benches/peers/run: end -->"
+MARK = "benches/peers/run"
 
 
 def of(row, seen, facts):
@@ -45,7 +45,7 @@ def merged(lines):
     """One line for each row: what was measured later replaces what was measured earlier."""
     rows = {}
     for line in lines:
-        rows.setdefault((*(line[key] for key in KEY), line.get("steps")), {}).update(line)
+        rows.setdefault((*(line[key] for key in KEY), line.get("steps"), line.get("card")), {}).update(line)
     return [completed(line) for line in rows.values()]
 
 
@@ -75,10 +75,11 @@ def cell(line, side, key, form):
     return ("> " if bound else "") + form.format(value)
 
 
-def ratio(line, name="ratio"):
-    bounds = line.get("ours_bound", False), line.get(f"{way(line)}_bound", False)
+def ratio(line, name="ratio", side="peer"):
+    side = way(line) if side == "peer" else side
+    bounds = line.get("ours_bound", False), line.get(f"{side}_bound", False)
     # The memory of what was cut off says nothing.
-    if line.get(name) is None or all(bounds) or (name != "ratio" and any(bounds)):
+    if line.get(name) is None or all(bounds) or ("memory" in name and any(bounds)):
         return "-"
     return ("> " if bounds[0] else "< " if bounds[1] else "") + f"{line[name]:.2f}"
 
@@ -179,12 +180,17 @@ def about(lines):
 
 def write(path, lines):
     """Puts the tables between the two marks of a page, and nothing else."""
-    page = path.read_text(encoding="utf-8")
-    marked = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
-    if not marked.search(page):
-        raise SystemExit(f"{path}: expected the lines {BEGIN} and {END}")
     plot = "\n\n![Time and memory over pixels](growth.svg)" if path.with_name("growth.svg").exists() else ""
-    whole = marked.sub(lambda _: f"{BEGIN}\n\n{markdown(lines)}{plot}\n\n{END}", page, count=1)
+    put(path, MARK, markdown(lines) + plot)
+
+
+def put(path, mark, made):
+    begin, end = f"<!-- {mark} -->", f"<!-- {mark}: end -->"
+    page = path.read_text(encoding="utf-8")
+    marked = re.compile(re.escape(begin) + ".*?" + re.escape(end), re.DOTALL)
+    if not marked.search(page):
+        raise SystemExit(f"{path}: expected the lines {begin} and {end}")
+    whole = marked.sub(lambda _: f"{begin}\n\n{made}\n\n{end}", page, count=1)
     part = path.with_name(path.name + ".tmp")
     part.write_text(whole, encoding="utf-8")
     part.replace(path)

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import venv
 
+import card
 import measure
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -28,6 +29,8 @@ class Row:
     size: int
     batch: int
     dtype: str
+    # Of the adapter that is trained.
+    rank: int = 8
 
     @property
     def whole(self):
@@ -57,9 +60,11 @@ class Sides:
     compile: bool = False
     limit: float = 600
     steps: int = 20
+    # What is known of the card, where rows are measured on one.
+    card: dict = dataclasses.field(default_factory=dict)
 
     def turn(self, side, row, runs, last):
-        """One measurement. `side`: ours, peer, peer-default (threads that spin as they like), sdcpp."""
+        """One measurement. `side`: ours, peer, peer-default (threads that spin as they like), peer-compiled, sdcpp."""
         find = self.process if row.whole else self.bench
         if row.task != "busy":
             return find(side, row, runs, last)
@@ -77,25 +82,33 @@ class Sides:
         task = "generate" if row.task == "busy" else row.task
         options = ["--model", row.model, "--task", task, "--size", row.size, "--batch", row.batch, "--precision",
                    row.dtype, "--device", self.device, "--threads", self.threads, "--runs", runs]
-        if last and row.dtype != "f32" and row.task in SINGLE:
+        if row.rank != Row.rank:
+            options += ["--rank", row.rank]
+        if self.card:
+            # A card chooses kernels in its first passes.
+            options += ["--warmup", 3]
+        if last and row.dtype != "f32" and row.task in SINGLE and side != "peer-compiled":
             options.append("--error")
         if side == "ours":
             command = [self.scumble, "bench", "--json", *options]
         else:
-            command = [self.python, "-B", HERE / "torch_side.py", *options] + ["--compile"] * self.compile
+            compiles = self.compile or side == "peer-compiled"
+            command = [self.python, "-B", HERE / "torch_side.py", *options] + ["--compile"] * compiles
         ended = measure.ended(command, self.environment(side), self.limit)
+        # On a card its memory counts, which only they know themselves.
+        mib, own_mib = (None, None) if self.card else (ended.mib, ended.own_mib)
         reports = [said for _, said in ended.said if "seconds" in said]
         if reports:
             said = reports[-1]
-            return Found(said["runs"], said["processor_seconds"], said["peak_mib"], ended.own_mib, row=said)
+            return Found(said["runs"], said["processor_seconds"], said["peak_mib"], own_mib, row=said)
         if not ended.cut:
             return Found([], failed=f"{ended.complaint.strip() or ended.said[-1:]} (status {ended.code})")
         done = [said["run"] for _, said in ended.said if "run" in said]
         begun = [at for at, said in ended.said if "pass" in said]
         if done:
-            return Found(done, mib=ended.mib)
+            return Found(done, mib=mib)
         if begun:
-            return Found([ended.seconds - begun[-1]], mib=ended.mib, bound=True)
+            return Found([ended.seconds - begun[-1]], mib=mib, bound=True)
         return Found([], failed=f"not ended after {self.limit:.0f} s")
 
     def process(self, side, row, runs, last):
@@ -191,8 +204,15 @@ def add_options(parser):
 
 
 def of(args):
-    return Sides(args.scumble or build(), args.python or peers(), args.folder, args.threads, args.device,
-                 args.compile, args.limit, args.steps)
+    """Everything there is to be asked; without the card that was named, nothing is downloaded or built for it."""
+    if not card.on(args.device):
+        return Sides(args.scumble or build(), args.python or peers(), args.folder, args.threads, args.device,
+                     args.compile, args.limit, args.steps)
+    card.expected()
+    python = args.python or peers()
+    facts = card.measured(python, args.device)
+    return Sides(args.scumble or build("--features", "cudnn"), python, args.folder, args.threads, args.device,
+                 args.compile, args.limit, args.steps, facts)
 
 
 def peers():
@@ -207,8 +227,8 @@ def install(python, *what):
     subprocess.run([python, "-m", "pip", "install", "-q", *what], check=True)
 
 
-def build():
-    subprocess.run(["cargo", "build", "--release", "--bin", "scumble"], cwd=ROOT, check=True)
+def build(*features):
+    subprocess.run(["cargo", "build", "--release", "--bin", "scumble", *features], cwd=ROOT, check=True)
     return str(ROOT / "target" / "release" / "scumble")
 
 

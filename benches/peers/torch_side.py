@@ -1,6 +1,7 @@
 """One measurement through PyTorch, diffusers and peft, as one JSON line: the same work as `scumble bench`.
 
-sd1 has random weights in Stable Diffusion 1.5's exact architecture; mini is the model under sample-data/mini.
+sd1 and sdxl have random weights in the exact architectures of Stable Diffusion 1.5 and XL; mini is the model under
+sample-data/mini. Attention is PyTorch's scaled_dot_product_attention, as diffusers has it by default.
 Peak memory is this process's (ru_maxrss; on a GPU, the allocator's), so one task a process.
 """
 
@@ -13,10 +14,11 @@ import statistics
 import time
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--model", choices=["sd1", "mini"], required=True)
+parser.add_argument("--model", choices=["sd1", "sdxl", "mini"], required=True)
 parser.add_argument("--task", required=True)
 parser.add_argument("--size", type=int, required=True)
 parser.add_argument("--batch", type=int, default=1)
+parser.add_argument("--rank", type=int, default=8, help="of the adapter that is trained [8]")
 parser.add_argument("--precision", choices=["f32", "bf16", "f16"], default="f32")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--threads", type=int, default=2)
@@ -30,7 +32,8 @@ os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
 os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
 import torch  # noqa: E402
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline  # noqa: E402
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler  # noqa: E402
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline  # noqa: E402
 
 import networks  # noqa: E402
 
@@ -38,7 +41,9 @@ torch.set_num_threads(args.threads)
 torch.manual_seed(0)
 DEVICE, CUDA = torch.device(args.device), args.device.startswith("cuda")
 DTYPE = networks.DTYPES[args.precision]
-STEPS, RANK, TOKENS = 20, 8, 77
+STEPS, TOKENS = 20, 77
+if CUDA:
+    torch.cuda.set_device(DEVICE)
 
 
 def network(which):
@@ -55,7 +60,16 @@ def noise(*shape):
 
 def latents(unet):
     side = args.size // 8
-    return noise(4, side, side), noise(TOKENS, unet.config.cross_attention_dim)
+    return noise(4, side, side), noise(TOKENS, unet.config.cross_attention_dim), added(unet.config)
+
+
+def added(config):
+    """What SDXL's network is told beside the words: all of the text in one vector, and the picture's sizes."""
+    if config.addition_embed_type is None:
+        return None
+    ids = torch.tensor([args.size, args.size, 0, 0, args.size, args.size], device=DEVICE).to(DTYPE)
+    pooled = noise(config.projection_class_embeddings_input_dim - len(ids) * config.addition_time_embed_dim)
+    return {"text_embeds": pooled, "time_ids": ids.expand(args.batch, len(ids))}
 
 
 def inference(f):
@@ -68,16 +82,16 @@ def inference(f):
 
 def task_unet():
     unet = network("unet").eval()
-    x, context = latents(unet)
+    x, context, more = latents(unet)
     f, t = compiled(unet), torch.tensor([500], device=DEVICE)
-    return inference(lambda: f(x, t, encoder_hidden_states=context, return_dict=False))
+    return inference(lambda: f(x, t, encoder_hidden_states=context, added_cond_kwargs=more, return_dict=False))
 
 
 def task_train(checkpointing=False):
     from peft import LoraConfig
 
     unet = network("unet").train().requires_grad_(False)
-    unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian",
+    unet.add_adapter(LoraConfig(r=args.rank, lora_alpha=args.rank, init_lora_weights="gaussian",
                                 target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
     factors = [p for p in unet.parameters() if p.requires_grad]
     for p in factors:
@@ -86,14 +100,15 @@ def task_train(checkpointing=False):
         unet.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(factors, lr=1e-4, weight_decay=1e-2)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    z, context = latents(unet)
+    z, context, more = latents(unet)
     f, mixed = compiled(unet), DTYPE != torch.float32
 
     def run():
         target = torch.randn_like(z)
         t = torch.randint(0, 1000, (args.batch,), device=DEVICE)
         with torch.autocast(DEVICE.type, dtype=DTYPE if mixed else torch.bfloat16, enabled=mixed):
-            y = f(schedule.add_noise(z, target, t), t, encoder_hidden_states=context, return_dict=False)[0]
+            y = f(schedule.add_noise(z, target, t), t, encoder_hidden_states=context, added_cond_kwargs=more,
+                  return_dict=False)[0]
         torch.nn.functional.mse_loss(y.float(), target.float()).backward()
         torch.nn.utils.clip_grad_norm_(factors, 1.0)
         optimizer.step()
@@ -127,22 +142,42 @@ def task_text():
 
 def task_generate():
     """Text encoding is inside; splitting the prompt into tokens is not."""
-    encoder = network("text").eval()
     solver = DPMSolverMultistepScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    pipe = StableDiffusionPipeline(vae=network("vae").eval(), text_encoder=encoder, tokenizer=None,
-                                   unet=network("unet").eval(), scheduler=solver, safety_checker=None,
-                                   feature_extractor=None, requires_safety_checker=False)
+    parts = {"vae": network("vae").eval(), "text_encoder": network("text").eval(), "tokenizer": None,
+             "unet": network("unet").eval(), "scheduler": solver}
+    pipe, encode = (sdxl if args.model == "sdxl" else sd)(parts)
     pipe.set_progress_bar_config(disable=True)
     if args.compile:
         pipe.unet, pipe.vae.decode = torch.compile(pipe.unet), torch.compile(pipe.vae.decode)
-    ids = torch.arange(TOKENS, device=DEVICE).expand(2 * args.batch, TOKENS)
 
     def run():
-        states = encoder(ids)[0]
-        pipe(prompt_embeds=states[:args.batch], negative_prompt_embeds=states[args.batch:], height=args.size,
-             width=args.size, num_inference_steps=STEPS, guidance_scale=7.0,
+        pipe(**encode(), height=args.size, width=args.size, num_inference_steps=STEPS, guidance_scale=7.0,
              generator=torch.Generator("cpu").manual_seed(1), output_type="pil")
     return inference(run)
+
+
+def sd(parts):
+    pipe = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    ids = torch.arange(TOKENS, device=DEVICE).expand(2 * args.batch, TOKENS)
+
+    def encode():
+        states = pipe.text_encoder(ids)[0]
+        return {"prompt_embeds": states[:args.batch], "negative_prompt_embeds": states[args.batch:]}
+    return pipe, encode
+
+
+def sdxl(parts):
+    """Both encoders' last states but one, side by side; the empty negative prompt is zeros, as in the model's own."""
+    pipe = StableDiffusionXLPipeline(**parts, text_encoder_2=network("text_2").eval(), tokenizer_2=None,
+                                     add_watermarker=False)
+    ids = torch.arange(TOKENS, device=DEVICE).expand(args.batch, TOKENS)
+
+    def encode():
+        first, second = (f(ids, output_hidden_states=True) for f in (pipe.text_encoder, pipe.text_encoder_2))
+        states, pooled = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1), second.text_embeds
+        return {"prompt_embeds": states, "negative_prompt_embeds": torch.zeros_like(states),
+                "pooled_prompt_embeds": pooled, "negative_pooled_prompt_embeds": torch.zeros_like(pooled)}
+    return pipe, encode
 
 
 def error():
