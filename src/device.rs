@@ -48,6 +48,23 @@ fn open_cuda(index: usize) -> candle_core::Result<Device> {
     Device::new_cuda(index)
 }
 
+/// What a user may want to know of where and how will be computed, if it is not what was to be expected.
+pub fn remark(choice: DeviceChoice, device: &Device, dtype: DType) -> Option<&'static str> {
+    match (device, dtype) {
+        (Device::Cpu, _) if choice == DeviceChoice::Auto && cfg!(feature = "cuda") => {
+            Some("no NVIDIA card answers: computing on the processor")
+        }
+        (Device::Cuda(_), DType::F32) => Some(
+            "f32 on a card: attention and convolutions have kernels for bf16 and f16 only, and are put together from \
+             smaller steps",
+        ),
+        (Device::Metal(_), _) => Some(
+            "on Metal every operation is put together from smaller steps: right, and slower than it could be",
+        ),
+        _ => None,
+    }
+}
+
 /// The most memory tensors had on a card at a time, in MiB, since the start or the last [`forget_peak`]. `None` for devices
 /// that do not say.
 pub fn peak_mib(device: &Device) -> Option<f64> {

@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::Context;
 use crate::{
-    device::{DeviceChoice, Precision},
+    device::{self, DeviceChoice, Precision},
     error::{Error, Result},
     pipeline::Pipeline,
     progress::{CancelToken, Event, Observer as _, Stage},
@@ -92,6 +92,9 @@ pub(super) fn on_interrupt(cancel: &CancelToken) {
 pub(super) fn open_model(name: &str, context: &mut Context) -> Result<(Pipeline, Option<String>)> {
     let source = ModelSource::parse(name)?;
     let (device, dtype) = context.global.open()?;
+    if let Some(remark) = device::remark(context.global.device.unwrap_or_default(), &device, dtype) {
+        context.console.note(remark);
+    }
     let options = OpenOptions { offline: context.global.offline, ..OpenOptions::default() };
     let checkpoint = source.open(&options, &mut context.console, &context.cancel)?;
     context.cancel.check()?;
