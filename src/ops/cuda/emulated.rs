@@ -25,9 +25,10 @@ pub(crate) struct Emulator {
     capability: usize,
 }
 
-/// One whose threads run in order 0, 1 or 2; none without a compiler.
+/// One whose threads run in order 0, 1 or 2. None without a compiler; nor where the processor's own kernels are what is tested
+/// (`SCUMBLE_SIMD`): to these it does not matter.
 pub(crate) fn emulator(order: i32, capability: usize) -> Option<Emulator> {
-    is_possible().then_some(Emulator { order, capability })
+    (std::env::var_os("SCUMBLE_SIMD").is_none() && is_possible()).then_some(Emulator { order, capability })
 }
 
 /// Whether there is a C++ compiler, which every emulation needs. Where `SCUMBLE_KERNEL_TEST=required`, as in CI, there has to
