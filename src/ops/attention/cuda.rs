@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use super::cpu::Sizes;
 use crate::{
     error::Result,
-    ops::cuda::{Arg, Card, Kernel, Launch, Module},
+    ops::cuda::{Arg, Card, Kernel, Launch, Module, multiplies},
 };
 
 static MODULE: Module = Module { name: "attention", source: include_str!("kernel.cu"), tensor_cores: true };
@@ -20,13 +20,8 @@ const WIDEST_HEAD: usize = 160;
 /// Whether the kernels take these.
 pub(super) fn takes(card: &dyn Card, q: &Tensor, sizes: Sizes) -> bool {
     let head = sizes.d / sizes.heads;
-    let half = match q.dtype() {
-        DType::F16 => card.capability() >= 75,
-        DType::BF16 => card.capability() >= 80,
-        _ => false,
-    };
     // Rows are copied 16 bytes at a time.
-    half && head.is_multiple_of(8) && head <= WIDEST_HEAD
+    multiplies(card, q.dtype()) && head.is_multiple_of(8) && head <= WIDEST_HEAD
 }
 
 /// q, k, v contiguous. Returns the values, and log₂ Σ exp(score) of each row: (b, heads, n).

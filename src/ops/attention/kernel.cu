@@ -9,6 +9,14 @@
 #define PITCH (DEPTH + 8) // an odd number of 16 bytes: ldmatrix meets each bank once
 #define LOG2_E 1.44269504f
 
+// The rows of this block's head, and its numbers, one a query.
+template <class E> DEVICE E *head(E *t, int rows, int stride) {
+    return t + (long long)blockIdx.z * rows * stride + blockIdx.y * HEAD;
+}
+template <class E> DEVICE E *each_query(E *numbers, int n) {
+    return numbers + ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
+}
+
 // Starts copying `count` rows of a head from row `first` on; zeros beyond the last of `rows`, and beyond HEAD.
 DEVICE void send_tile(T *tile, const T *head, int first, int rows, int count, int stride) {
     for (int i = threadIdx.x; i < count * (DEPTH / 8); i += THREADS) {
@@ -111,14 +119,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     SHARED_BYTES(raw);
     T *queries = (T *)raw, *tiles = queries + ROWS * PITCH;
     int first = blockIdx.x * ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = first + 16 * warp + lane / 4;
-    int head = blockIdx.y * HEAD;
-    q += (long long)blockIdx.z * n * stride + head;
-    k += (long long)blockIdx.z * m * stride + head;
-    v += (long long)blockIdx.z * m * stride + head;
-    send_tile(queries, q, first, n, ROWS, stride);
+    send_tile(queries, head(q, n, stride), first, n, ROWS, stride);
     float sum[DEPTH / 8][4] = {}, largest[2] = {MINUS_INFINITY, MINUS_INFINITY}, total[2] = {};
     int end = causal ? min(m, first + ROWS) : m;
-    stream(tiles, k, v, 0, end, m, stride, [&](int at, const T *keys, const T *values) {
+    stream(tiles, head(k, m, stride), head(v, m, stride), 0, end, m, stride, [&](int at, const T *keys, const T *values) {
         float p[TILE / 8][4];
         product(p, queries + 16 * warp * PITCH, keys);
 #pragma unroll
@@ -154,11 +158,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     });
     total[0] = row_sum(total[0]);
     total[1] = row_sum(total[1]);
-    out += (long long)blockIdx.z * n * stride + head;
-    write(out, sum, first + 16 * warp, n, stride, 1.0f / total[0], 1.0f / total[1]);
+    write(head(out, n, stride), sum, first + 16 * warp, n, stride, 1.0f / total[0], 1.0f / total[1]);
     for (int half = 0; half < 2; half++)
         if (lane % 4 == 0 && row + 8 * half < n)
-            totals[((long long)blockIdx.z * gridDim.y + blockIdx.y) * n + row + 8 * half] = largest[half] + log2f(total[half]);
+            each_query(totals, n)[row + 8 * half] = largest[half] + log2f(total[half]);
 }
 EXPORT(attention)
 
@@ -167,11 +170,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     attention_shares(const T *out, const T *g, float *shares, int n, int stride) {
     int row = blockIdx.x * (THREADS / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
     if (row >= n) return;
-    long long at = ((long long)blockIdx.z * n + row) * stride + blockIdx.y * HEAD;
+    out = head(out, n, stride) + (long long)row * stride;
+    g = head(g, n, stride) + (long long)row * stride;
     float sum = 0;
-    for (int i = lane; i < HEAD; i += 32) sum += wide(out[at + i]) * wide(g[at + i]);
+    for (int i = lane; i < HEAD; i += 32) sum += wide(out[i]) * wide(g[i]);
     sum = warp_sum(sum);
-    if (lane == 0) shares[((long long)blockIdx.z * gridDim.y + blockIdx.y) * n + row] = sum;
+    if (lane == 0) each_query(shares, n)[row] = sum;
 }
 EXPORT(attention_shares)
 
@@ -182,23 +186,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     SHARED_BYTES(raw);
     T *queries = (T *)raw, *grads = queries + ROWS * PITCH, *tiles = grads + ROWS * PITCH;
     int first = blockIdx.x * ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = first + 16 * warp + lane / 4;
-    int head = blockIdx.y * HEAD;
-    q += (long long)blockIdx.z * n * stride + head;
-    g += (long long)blockIdx.z * n * stride + head;
-    k += (long long)blockIdx.z * m * stride + head;
-    v += (long long)blockIdx.z * m * stride + head;
-    totals += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
-    shares += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
+    totals = each_query(totals, n), shares = each_query(shares, n);
     float total[2], share[2];
     for (int half = 0; half < 2; half++) {
         total[half] = row + 8 * half < n ? totals[row + 8 * half] : 0.0f;
         share[half] = row + 8 * half < n ? shares[row + 8 * half] : 0.0f;
     }
-    send_tile(queries, q, first, n, ROWS, stride);
-    send_tile(grads, g, first, n, ROWS, stride);
+    send_tile(queries, head(q, n, stride), first, n, ROWS, stride);
+    send_tile(grads, head(g, n, stride), first, n, ROWS, stride);
     float sum[DEPTH / 8][4] = {};
     int end = causal ? min(m, first + ROWS) : m;
-    stream(tiles, k, v, 0, end, m, stride, [&](int at, const T *keys, const T *values) {
+    stream(tiles, head(k, m, stride), head(v, m, stride), 0, end, m, stride, [&](int at, const T *keys, const T *values) {
         float p[TILE / 8][4], gp[TILE / 8][4];
         product(p, queries + 16 * warp * PITCH, keys);
         product(gp, grads + 16 * warp * PITCH, values);
@@ -213,7 +211,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
             }
         accumulate(sum, p, keys);
     });
-    write(gq + (long long)blockIdx.z * n * stride + head, sum, first + 16 * warp, n, stride, scale, scale);
+    write(head(gq, n, stride), sum, first + 16 * warp, n, stride, scale, scale);
 }
 EXPORT(attention_backward_queries)
 
@@ -224,18 +222,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     SHARED_BYTES(raw);
     T *keys = (T *)raw, *values = keys + ROWS * PITCH, *tiles = values + ROWS * PITCH;
     int first = blockIdx.x * ROWS, warp = threadIdx.x / 32, lane = threadIdx.x % 32, key = first + 16 * warp + lane / 4;
-    int head = blockIdx.y * HEAD;
-    q += (long long)blockIdx.z * n * stride + head;
-    g += (long long)blockIdx.z * n * stride + head;
-    k += (long long)blockIdx.z * m * stride + head;
-    v += (long long)blockIdx.z * m * stride + head;
-    totals += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
-    shares += ((long long)blockIdx.z * gridDim.y + blockIdx.y) * n;
-    send_tile(keys, k, first, m, ROWS, stride);
-    send_tile(values, v, first, m, ROWS, stride);
+    totals = each_query(totals, n), shares = each_query(shares, n);
+    send_tile(keys, head(k, m, stride), first, m, ROWS, stride);
+    send_tile(values, head(v, m, stride), first, m, ROWS, stride);
     float key_sum[DEPTH / 8][4] = {}, value_sum[DEPTH / 8][4] = {};
     int start = causal ? first / TILE * TILE : 0;
-    stream(tiles, q, g, start, n, n, stride, [&](int at, const T *queries, const T *grads) {
+    stream(tiles, head(q, n, stride), head(g, n, stride), start, n, n, stride, [&](int at, const T *queries, const T *grads) {
         float p[TILE / 8][4], gp[TILE / 8][4];
         product(p, keys + 16 * warp * PITCH, queries);
         product(gp, values + 16 * warp * PITCH, grads);
@@ -251,7 +243,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         accumulate(value_sum, p, grads);
         accumulate(key_sum, gp, queries);
     });
-    write(gk + (long long)blockIdx.z * m * stride + head, key_sum, first + 16 * warp, m, stride, scale, scale);
-    write(gv + (long long)blockIdx.z * m * stride + head, value_sum, first + 16 * warp, m, stride, 1.0f, 1.0f);
+    write(head(gk, m, stride), key_sum, first + 16 * warp, m, stride, scale, scale);
+    write(head(gv, m, stride), value_sum, first + 16 * warp, m, stride, 1.0f, 1.0f);
 }
 EXPORT(attention_backward_keys)

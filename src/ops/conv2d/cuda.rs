@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use super::Sizes;
 use crate::{
     error::Result,
-    ops::cuda::{Arg, Card, Kernel, Launch, Module, each_pack},
+    ops::cuda::{Arg, Card, Kernel, Launch, Module, each_pack, multiplies},
 };
 
 static MODULE: Module = Module { name: "conv2d", source: include_str!("kernel.cu"), tensor_cores: true };
@@ -19,11 +19,7 @@ const ALIGNED: usize = 8;
 
 /// Whether the kernels take these.
 pub(super) fn takes(card: &dyn Card, x: &Tensor) -> bool {
-    match x.dtype() {
-        DType::F16 => card.capability() >= 75,
-        DType::BF16 => card.capability() >= 80,
-        _ => false,
-    }
+    multiplies(card, x.dtype())
 }
 
 /// x (b, h, w, i) by weight (o, i, kh, kw) → (b, h', w', o)

@@ -141,6 +141,15 @@ impl Launch<'_> {
     }
 }
 
+/// Whether the card multiplies small matrices of this dtype, as modules with `tensor_cores` do.
+pub(super) fn multiplies(card: &dyn Card, dtype: DType) -> bool {
+    match dtype {
+        DType::F16 => card.capability() >= 75,
+        DType::BF16 => card.capability() >= 80,
+        _ => false,
+    }
+}
+
 const THREADS: usize = 256;
 
 /// Launches `kernel` with a thread for each pack of `width` values.

@@ -32,13 +32,10 @@ pub(super) fn taking(x: &Tensor, weight: &Tensor, rank: usize) -> Result<Option<
 }
 
 fn takes(card: &dyn Card, dtype: DType, (inputs, outputs): (usize, usize), rank: usize) -> bool {
-    let half = match dtype {
-        DType::F16 => card.capability() >= 75,
-        DType::BF16 => card.capability() >= 80,
-        _ => false,
-    };
     // Rows are copied 16 bytes at a time.
-    half && rank <= HIGHEST_RANK && (rank == 0 || (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)))
+    cuda::multiplies(card, dtype)
+        && rank <= HIGHEST_RANK
+        && (rank == 0 || (inputs.is_multiple_of(8) && outputs.is_multiple_of(8)))
 }
 
 /// x (rows, in) → y (rows, out), and z = (x downᵀ) ⊙ s (rows, r) in f32. The branch is f32.
