@@ -83,12 +83,18 @@ pub(super) fn prepare(case: &Case, cancel: &CancelToken) -> Result<(usize, Work)
     Ok((subject.size_px, work))
 }
 
-/// The losses of the first `steps` training steps.
+/// The losses of the first two training steps, and the mean gradients of all factors then: first those of the downs, then
+/// those of the ups.
 #[cfg(all(test, target_os = "linux"))]
-pub(super) fn losses(case: &Case, steps: u64) -> Result<Vec<f64>> {
+pub(super) fn learnt(case: &Case) -> Result<(Vec<f64>, [Tensor; 2])> {
     let cancel = CancelToken::default();
     let (mut learner, batch) = Prepared::of(case, &cancel)?.learner(case.task == Task::TrainCheckpointing)?;
-    (0..steps).map(|step| learner.step(step, 1e-2, &mut |_, _, _| Ok(batch.clone()), &cancel)).collect()
+    let step = |step| learner.step(step, 1e-3, &mut |_, _, _| Ok(batch.clone()), &cancel);
+    let losses = (0..2).map(step).collect::<Result<_>>()?;
+    let means: Vec<Tensor> =
+        learner.optimizer.moments().map(|m| m.m.flatten_all()).collect::<Result<_, _>>()?;
+    let every_second = |from| Tensor::cat(&means.iter().skip(from).step_by(2).collect::<Vec<_>>(), 0);
+    Ok((losses, [every_second(0)?, every_second(1)?]))
 }
 
 struct Prepared<'a> {

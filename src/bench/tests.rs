@@ -36,20 +36,34 @@ fn the_error_of_half_precision_is_that_of_its_rounding() -> Result<()> {
 fn a_card_errs_by_its_rounding_alone() -> Result<()> {
     use crate::ops::cuda::emulated::on_a_card;
     let cancel = CancelToken::default();
-    for task in [Task::Unet, Task::VaeDecode, Task::VaeEncode, Task::Text] {
+    for task in [Task::Unet, Task::VaeDecode, Task::Text] {
         let work = || error(&Case { dtype: DType::BF16, ..case(task) }, &cancel);
         let Some(rounded) = on_a_card(work) else { return Ok(()) };
         let rounded = rounded?;
         assert!((1e-4..0.1).contains(&rounded.unwrap_or_default()), "{task}: {rounded:?}");
     }
-    let exact = task::losses(&case(Task::Train), 4)?;
-    for task in [Task::Train, Task::TrainCheckpointing] {
-        let work = || task::losses(&Case { dtype: DType::BF16, ..case(task) }, 4);
-        let Some(found) = on_a_card(work) else { return Ok(()) };
-        let found = found?;
-        for (found, exact) in found.iter().zip(&exact) {
-            assert!((found / exact - 1.0).abs() < 2e-2, "{task}: {found} against {exact}");
-        }
+    Ok(())
+}
+
+/// And backward, through checkpoints.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_card_learns_what_the_processor_learns() -> Result<()> {
+    use crate::ops::cuda::emulated::on_a_card;
+    let case = case(Task::TrainCheckpointing);
+    let Some(found) = on_a_card(|| task::learnt(&Case { dtype: DType::BF16, ..case.clone() })) else {
+        return Ok(());
+    };
+    let ((losses, found), (exact_losses, exact)) = (found?, task::learnt(&case)?);
+    for (found, exact) in losses.iter().zip(&exact_losses) {
+        assert!((found / exact - 1.0).abs() < 2e-2, "{found} against {exact}");
+    }
+    for (found, exact) in found.iter().zip(&exact) {
+        let product = |a: &Tensor, b: &Tensor| -> Result<f64> {
+            Ok((a.to_dtype(DType::F64)? * b.to_dtype(DType::F64)?)?.sum_all()?.to_scalar()?)
+        };
+        let cosine = product(found, exact)? / (product(found, found)? * product(exact, exact)?).sqrt();
+        assert!(cosine > 0.9, "gradients point elsewhere: {cosine}");
     }
     Ok(())
 }
