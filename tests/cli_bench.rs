@@ -10,7 +10,8 @@ fn scumble(args: &[&str]) -> Command {
 
 #[test]
 fn each_row_is_measured_in_a_process_of_its_own() {
-    let args = ["--model", "mini", "--task", "unet,train", "--size", "32", "--runs", "2", "--json"];
+    let args =
+        ["--model", "mini", "--task", "unet,train", "--size", "32", "--runs", "2", "--rank", "3", "--json"];
     let out = scumble(&args).assert().success().get_output().stdout.clone();
     let rows: Vec<serde_json::Value> = String::from_utf8(out)
         .expect("text")
@@ -18,11 +19,26 @@ fn each_row_is_measured_in_a_process_of_its_own() {
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
     assert_eq!(rows.len(), 2);
-    for (row, task) in rows.iter().zip(["unet", "train"]) {
+    for (row, (task, rank)) in rows.iter().zip([("unet", None), ("train", Some(3))]) {
+        assert_eq!(row["rank"].as_u64(), rank, "{row}");
         assert_eq!((row["task"].as_str(), row["size"].as_u64()), (Some(task), Some(32)));
         assert_eq!(row["runs"].as_array().map(Vec::len), Some(2));
         assert!(row["gflop"].as_f64().is_some_and(|g| g > 0.0), "{row}");
     }
+}
+
+#[test]
+fn a_higher_rank_is_more_arithmetic() {
+    let gflop = |rank: &str| {
+        let args =
+            ["--model", "mini", "--task", "train", "--size", "32", "--runs", "1", "--json", "--rank", rank];
+        let out = scumble(&args).assert().success().get_output().stdout.clone();
+        let row: serde_json::Value = serde_json::from_slice(&out).expect("JSON");
+        row["gflop"].as_f64().expect("a number")
+    };
+    assert!(gflop("64") > gflop("1"));
+    let none = scumble(&["--model", "mini", "--task", "train", "--rank", "0"]).assert().failure();
+    assert!(String::from_utf8_lossy(&none.get_output().stderr).contains("`--rank` must be at least 1"));
 }
 
 #[test]

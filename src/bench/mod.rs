@@ -22,7 +22,7 @@ use crate::{
 pub enum Task {
     /// The denoising network once, without gradients.
     Unet,
-    /// An optimizer step of rank 8 on the attention layers.
+    /// An optimizer step of a LoRA on the attention layers.
     Train,
     /// The same with gradient checkpointing.
     TrainCheckpointing,
@@ -93,6 +93,8 @@ pub struct Case {
     pub size_px: Option<usize>,
     /// Pictures at once.
     pub batch: usize,
+    /// Of the LoRA, where one is trained.
+    pub rank: usize,
     /// What weights and activations are held in.
     pub dtype: DType,
     /// Where.

@@ -24,7 +24,6 @@ use crate::{
 pub(super) const STEPS: usize = 20;
 /// CLIP's tokens.
 const TOKENS: usize = 77;
-const RANK: usize = 8;
 
 /// The model that is measured.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +144,7 @@ impl<'a> Prepared<'a> {
             device: self.case.device.clone(),
             dtype: self.case.dtype,
         };
-        let config = TrainConfig { rank: RANK, gradient_checkpointing, ..TrainConfig::default() };
+        let config = TrainConfig { rank: self.case.rank, gradient_checkpointing, ..TrainConfig::default() };
         Ok((Learner::new(&config, base)?, batch))
     }
 

@@ -3,7 +3,7 @@ use crate::weights::Family;
 
 fn case(task: Task) -> Case {
     let subject = Subject::Real("mini".into());
-    Case { subject, task, size_px: Some(32), batch: 1, dtype: DType::F32, device: Device::Cpu }
+    Case { subject, task, size_px: Some(32), batch: 1, rank: 8, dtype: DType::F32, device: Device::Cpu }
 }
 
 #[test]

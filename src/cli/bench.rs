@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// Pictures at once
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "1")]
     pub batch: Vec<usize>,
+    /// Of the LoRA that is trained
+    #[arg(long, default_value_t = 8)]
+    pub rank: usize,
     /// f32, f16, bf16 [default: what `--dtype` says]
     #[arg(long, value_name = "DTYPE", value_delimiter = ',', value_parser = hinted::<Precision>)]
     pub precision: Vec<Precision>,
@@ -51,6 +54,8 @@ struct Row {
     task: String,
     size: usize,
     batch: usize,
+    /// Of the LoRA, if one is trained.
+    rank: Option<usize>,
     dtype: String,
     device: String,
     threads: usize,
@@ -131,8 +136,8 @@ fn wishes(args: &Args, context: &Context) -> Vec<Wish> {
 }
 
 fn measure(wish: &Wish, args: &Args, context: &Context) -> Result<Row> {
-    if wish.batch == 0 || args.runs == 0 {
-        return Err(Error::invalid("`--batch` and `--runs` must be at least 1, found 0"));
+    if wish.batch == 0 || args.runs == 0 || args.rank == 0 {
+        return Err(Error::invalid("`--batch`, `--runs` and `--rank` must be at least 1, found 0"));
     }
     let device = context.global.device.unwrap_or_default().open()?;
     let dtype = wish.precision.dtype(&device);
@@ -141,6 +146,7 @@ fn measure(wish: &Wish, args: &Args, context: &Context) -> Result<Row> {
         task: wish.task,
         size_px: wish.size,
         batch: wish.batch,
+        rank: args.rank,
         dtype,
         device: device.clone(),
     };
@@ -159,6 +165,7 @@ fn row(case: &Case, measured: &Measured, peak: Option<f64>) -> Row {
         task: case.task.to_string(),
         size: measured.size_px,
         batch: case.batch,
+        rank: matches!(case.task, Task::Train | Task::TrainCheckpointing).then_some(case.rank),
         dtype: case.dtype.as_str().to_owned(),
         device: format!("{:?}", case.device.location()).to_lowercase(),
         threads: rayon::current_num_threads(),
@@ -182,6 +189,7 @@ fn in_child(wish: &Wish, args: &Args, context: &Context) -> Result<Row> {
     command.args(["bench", "--json", "--model", &wish.subject.to_string(), "--task", wish.task.name()]);
     command.args(["--batch", &wish.batch.to_string(), "--precision", &wish.precision.to_string()]);
     command.args(["--runs", &args.runs.to_string(), "--warmup", &args.warmup.to_string()]);
+    command.args(["--rank", &args.rank.to_string()]);
     if let Some(size) = wish.size {
         command.args(["--size", &size.to_string()]);
     }
