@@ -25,7 +25,9 @@ pub(super) fn on_large_stack<T: Send>(
     observer: &mut dyn Observer,
     work: impl FnOnce(&mut dyn Observer) -> Result<T> + Send,
 ) -> Result<T> {
-    let (sender, receiver) = sync_channel(64);
+    // Work waits until an event was taken: while a picture is drawn on the way, it is one step ahead at most, and a wish to
+    // stop finds it there.
+    let (sender, receiver) = sync_channel(0);
     thread::scope(|scope| {
         let body = move || work(&mut Relay(sender));
         let worker = thread::Builder::new()
