@@ -257,7 +257,7 @@ pub fn act(state: &mut State, action: Action, now: f64) -> Vec<Effect> {
         Action::StartFrom(path) => {
             effects.push(Effect::ReadStart(StartFile::new(path), Then::Change));
         }
-        Action::SetStart(pixels, source, then) if start::is_wanted(session, then) => {
+        Action::SetStart(pixels, source, then) if start::is_wanted(settings, session, then) => {
             start::set(settings, session, pixels, source);
             start::then(settings, session, then, &mut effects);
         }
@@ -402,7 +402,7 @@ pub fn begin(state: &mut State) -> Vec<Effect> {
     };
     describe_new(settings, session, &mut effects);
     match settings.start.clone() {
-        Some(file) => effects.push(Effect::ReadStart(file, Then::Change)),
+        Some(file) => effects.push(Effect::ReadStart(file, Then::Remembered)),
         None if settings.live => draw(settings, session, (Purpose::Live, true), &mut effects),
         None => {}
     }

@@ -26,6 +26,8 @@ use crate::{
 pub enum Then {
     /// It is drawn over, if changes are.
     Change,
+    /// The same of what was remembered, unless something else is wished for by then.
+    Remembered,
     /// It is drawn over in any case.
     Draw,
     /// The picture of this number, in the middle, was drawn over it.
@@ -88,17 +90,20 @@ pub(super) fn from_shot(settings: &mut Settings, session: &mut Session, effects:
     changed(settings, session, effects);
 }
 
-/// False if it was read for a picture that is not in the middle any more.
-pub(super) fn is_wanted(session: &Session, then: Then) -> bool {
-    let current = session.canvas.shot.as_ref().map(|shot| shot.id);
-    !matches!(then, Then::Show(id) if current != Some(id))
+/// False if it was read for a picture that is not in the middle any more, or was remembered and is not wished for any more.
+pub(super) fn is_wanted(settings: &Settings, session: &Session, then: Then) -> bool {
+    match then {
+        Then::Show(id) => session.canvas.shot.as_ref().is_some_and(|shot| shot.id == id),
+        Then::Remembered => settings.start.is_some(),
+        Then::Change | Then::Draw => true,
+    }
 }
 
 /// That picture has been read.
 pub(super) fn then(settings: &Settings, session: &mut Session, then: Then, effects: &mut Vec<Effect>) {
     match then {
         Then::Draw => draw(settings, session, (Purpose::Draw, true), effects),
-        Then::Change => changed(settings, session, effects),
+        Then::Change | Then::Remembered => changed(settings, session, effects),
         Then::Show(_) => {
             if let Some(shot) = &mut session.canvas.shot {
                 shot.start.clone_from(&session.start);
@@ -120,7 +125,7 @@ pub(super) fn unread(
         Some((message, hint)) => session.tell(message, hint, true),
         None => session.tell(text::START_LOST, Some(text::START_LOST_HINT.into()), false),
     }
-    if lost || what == Then::Change {
+    if lost || matches!(what, Then::Change | Then::Remembered) {
         // What was remembered, or is noted in a recipe: the picture is drawn without it.
         settings.start = session.start.as_ref().and(settings.start.take());
         then(settings, session, what, effects);
@@ -139,4 +144,22 @@ pub(super) fn noted(session: &mut Session, recipe: &Recipe) -> Option<StartFile>
     // Without a hash, a file that is gone would be a mistake of the user's.
     let hash = recipe.other(INIT_IMAGE_HASH).unwrap_or_default().to_owned();
     Some(StartFile { path: path?, hash: Some(hash) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_remembered_does_not_come_over_a_newer_wish() {
+        let (mut settings, mut session) = (Settings::default(), Session::default());
+        settings.start = Some(StartFile::new(PathBuf::from("before.png")));
+        assert!(is_wanted(&settings, &session, Then::Remembered));
+        // A picture with a recipe was opened meanwhile.
+        put(&mut settings, &mut session, None);
+        assert!(!is_wanted(&settings, &session, Then::Remembered));
+        assert!(
+            is_wanted(&settings, &session, Then::Change) && !is_wanted(&settings, &session, Then::Show(1))
+        );
+    }
 }
