@@ -31,6 +31,8 @@ pub fn draw(ui: &mut Ui, view: &mut View<'_>) {
                     Thumbnail { id: shot.id, image: &shot.image, name: name(&shot), side: SIDE, chosen };
                 let response = small.show(ui, view.textures).on_hover_text(text::HISTORY_HINT);
                 if response.clicked() {
+                    // What was clicked is what Delete means.
+                    response.request_focus();
                     view.act(Action::RestoreShot(shot.id));
                 }
                 let mut out = response.has_focus() && ui.input(|i| i.key_pressed(Key::Delete));

@@ -95,8 +95,10 @@ fn history_and_start_are_there_again_and_what_is_taken_out_is_gone() {
     // The oldest is taken out, with its file.
     let oldest = files(folder.path())[1].clone();
     let name = format!("house, blueprint style, seed {}", drawn[0]);
-    window.harness.get_all_by_label(&name).last().expect("the oldest").focus();
-    window.frame();
+    window.harness.get_all_by_label(&name).last().expect("the oldest").click();
+    window.until("it is in the middle", |state| {
+        state.session.canvas.shot.as_ref().is_some_and(|shot| shot.file.as_ref() == Some(&oldest))
+    });
     window.press(Key::Delete);
     window.until("its file is gone", |_| !oldest.exists());
     assert!(window.state().session.history.iter().all(|shot| shot.file.as_ref() != Some(&oldest)));
