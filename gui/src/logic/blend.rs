@@ -85,6 +85,11 @@ pub(super) fn add(
 ) {
     let styles = settings.styles.get_or_insert_default();
     for path in paths {
+        if adapters(std::slice::from_ref(&path)).is_empty() {
+            let hint = "adapters are `.safetensors` files; a picture is drawn again, or started from, where it is dropped";
+            session.tell(format!("{}: is no adapter", path.display()), Some(hint.into()), true);
+            continue;
+        }
         match styles.iter_mut().find(|style| style.path == path) {
             Some(style) => style.on = true,
             None => styles.push(Style::new(path, 1.0)),

@@ -35,6 +35,14 @@ fn without_dialogs_paths_are_typed() {
     let file = folder.path().join("a picture");
     type_path(&mut window, &format!(" \"{}\" ", file.display()));
     window.until("the file", |_| file.with_extension("png").is_file());
+    let styles = |window: &Window| window.state().settings.styles.as_ref().map(Vec::len);
+    let before = styles(&window);
+    window.click(text::ADD_STYLE);
+    type_path(&mut window, &file.with_extension("png").to_string_lossy());
+    let refused = |p: &scumble_gui::state::Problem| p.message.ends_with("is no adapter");
+    assert!(window.state().session.problems.iter().any(refused));
+    assert_eq!(styles(&window), before, "a picture is no style");
+    window.click(text::DISMISS);
     window.click(text::ADD_STYLE);
     type_path(&mut window, "nowhere.safetensors");
     window.settle();
