@@ -117,6 +117,8 @@ pub(super) fn made(session: &mut Session, path: PathBuf, resumable: bool) {
     let view = &mut session.training;
     view.run = if resumable && view.pausing { Run::Paused } else { Run::Done };
     view.out = Some(path);
+    // What the question before closing is about has ended.
+    session.open.closing = false;
 }
 
 /// A preview was drawn.
@@ -224,9 +226,13 @@ pub fn pictures_per_sec(view: &TrainView, batch: usize) -> Option<f64> {
     Some(done * batch as f64 / secs)
 }
 
+/// Seconds from which on a pace says something.
+const SOON: f64 = 0.5;
+
 fn pace(view: &TrainView) -> Option<(f64, f64)> {
     let ((begun, first), (now, done)) = (view.pace?, view.now);
-    (done > first && now > begun).then(|| (now - begun, (done - first) as f64))
+    // Steps that come at once were done before.
+    (done > first && now > begun + SOON).then(|| (now - begun, (done - first) as f64))
 }
 
 fn folder_of(pictures: &Path) -> &Path {
