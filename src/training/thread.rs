@@ -92,6 +92,11 @@ impl Owned {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        sync::atomic::{AtomicU64, Ordering},
+        time::Duration,
+    };
+
     use super::*;
 
     #[test]
@@ -116,5 +121,23 @@ mod tests {
         let failed: Result<()> = on_large_stack(&mut (), |_| Err(Error::Cancelled));
         assert!(failed.is_err_and(|e| e.is_cancelled()));
         Ok(())
+    }
+
+    #[test]
+    fn work_waits_while_an_event_is_looked_at() -> Result<()> {
+        let done = AtomicU64::new(0);
+        let mut observer = |event: &Event<'_>| {
+            if let Event::Loss { step, .. } = event {
+                thread::sleep(Duration::from_millis(5));
+                assert!(done.load(Ordering::SeqCst) <= step + 1, "ahead of step {step}");
+            }
+        };
+        on_large_stack(&mut observer, |observer| {
+            for step in 0..10 {
+                observer.observe(&Event::Loss { step, loss: 0.0, learning_rate: 0.0 });
+                done.store(step + 1, Ordering::SeqCst);
+            }
+            Ok(())
+        })
     }
 }
