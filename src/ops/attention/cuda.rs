@@ -148,10 +148,15 @@ mod tests {
 
     #[test]
     fn kernels_equal_their_references() -> Result<()> {
-        // (b, n, m, heads, head width): over several tiles with parts left over, and single rows.
-        for (b, n, m, heads, width) in
-            [(2, 9, 5, 3, 8), (1, 66, 77, 1, 40), (1, 1, 3, 1, 16), (1, 70, 70, 1, 64), (1, 17, 41, 1, 160)]
-        {
+        // (b, n, m, heads, head width): parts left over, single rows, and (the last) enough tiles for a buffer to be used again.
+        for (b, n, m, heads, width) in [
+            (2, 9, 5, 3, 8),
+            (1, 66, 77, 1, 40),
+            (1, 1, 3, 1, 16),
+            (1, 70, 70, 1, 64),
+            (1, 17, 41, 1, 160),
+            (1, 70, 97, 1, 104),
+        ] {
             let d = heads * width;
             let (q, k, v) = (random(0, &[b, n, d])?, random(1, &[b, m, d])?, random(2, &[b, m, d])?);
             for mask in [Mask::None, Mask::Causal] {
